@@ -141,6 +141,7 @@ class Leases:
         self.turn = 0
         self._others: dict[str, tuple[str, float]] = {}
         self._asked: dict[str, float] = {}
+        self._mine: set[str] = set()
         self._round = threading.Lock()
 
     # --- being alive -----------------------------------------------------------------------------------------
@@ -260,6 +261,7 @@ class Leases:
             with contextlib.suppress(ConflictError):
                 version = self._put(session, new, version)
                 self._asked.pop(session, None)
+                self._mine.add(session)
                 return Lease(session, new, version, turn, inherited=holder is not None)
         raise HeldElsewhereError("several want it at once")
 
@@ -323,7 +325,24 @@ class Leases:
             if found is None or (found[0].holder, found[0].fence) != (None, lease.fence):
                 raise
             # an earlier write has given it back, whose answer was lost
+        self._mine.discard(lease.id)
         self.unask(lease.id)
+
+    def give_up(self, session: str) -> None:
+        """Give a session back of which nobody here has a lease: its record may say that this replica holds it.
+
+        So it is where the session was taken and the answer was lost.
+
+        Raises
+        ------
+        FileAccessError
+            The store is away.
+        """
+        found = None if session in self._mine else self.read(session)
+        if found is not None and found[0].holder == self.me:
+            with contextlib.suppress(ConflictError):
+                self._put(session, dataclasses.replace(found[0], holder=None, name=""), found[1])
+        self.unask(session)
 
     def unask(self, session: str) -> None:
         """Take away the word that a session is wanted from this replica."""
@@ -338,6 +357,7 @@ class Leases:
     def _agree(self, lease: Lease) -> None:
         found = self.read(lease.id)
         if found is None or (found[0].holder, found[0].fence) != (self.me, lease.fence):
+            self._mine.discard(lease.id)
             raise LeaseLostError
         lease.record, lease.version = found
 

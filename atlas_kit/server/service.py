@@ -310,6 +310,9 @@ class Service:
     async def stop(self) -> None:
         """End all work, and save what is to be kept; stopping twice is fine."""
         self.stopping = True
+        stores = [one for one in (self.store, self.memory_store) if one is not None]
+        for store in stores:
+            store.hurry()
         await self.sleep.end()
         if self._saver is not None:
             await self._end_saver(self._saver)
@@ -327,7 +330,6 @@ class Service:
         if self.shared is not None:
             self.shared.close()
         await asyncio.to_thread(self.responses.close)
-        stores = [one for one in (self.store, self.memory_store) if one is not None]
         for store in stores:
             self.unput += len(await asyncio.to_thread(store.end))
         if hasattr(self, "files"):

@@ -177,7 +177,8 @@ class SharedClaims(Claims):
         try:
             one, claimed = self._named(session), self._claimed.pop(session, 0.0)
             if one is None or one.used < claimed:
-                await asyncio.sleep(claimed + GRACE_SECONDS - time.time())
+                left = claimed + GRACE_SECONDS - time.time()
+                await asyncio.sleep(min(left, GRACE_SECONDS))  # the clock may have been put back
             one = self._named(session)
             if one is None:
                 key = self._keys.get(session)

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import AtlasError, FileAccessError, FileCorruptError
+from atlas_kit.persistence.index_tables import ENDING
 from atlas_kit.server.keys import Key
 from atlas_kit.server.leases import Lease, Record
 from atlas_kit.server.moved import LeaseLostError
@@ -67,6 +68,8 @@ class _Held:
         Of the last state that was put under this lease.
     keeps
         Whether the state in the store is to stay beside the next one, as it is damaged.
+    clears
+        Whether the store may still have states of it from before it was deleted.
     leaves
         Whether it is about to be given back, unless somebody claims it before.
     """
@@ -77,7 +80,13 @@ class _Held:
     says: bool = False
     number: int = 0
     keeps: bool = False
+    clears: bool = False
     leaves: bool = False
+
+    @property
+    def lacking(self) -> bool:
+        """Whether something is still to be done in the store."""
+        return self.waits or self.says or self.clears
 
 
 class SharedSessions(SessionFiles):
@@ -222,7 +231,7 @@ class SharedSessions(SessionFiles):
         """
         for name in self._objects.listed(f"{_STATES}/{session}"):
             number = name.rpartition("/")[2].partition("-")[0]
-            if name != but and number.isdigit() and int(number) <= fence:
+            if name not in (but, f"{but}{ENDING}") and number.isdigit() and int(number) <= fence:
                 self._objects.delete(name)
 
     def let_go(self, session: str) -> None:
@@ -242,12 +251,13 @@ class SharedSessions(SessionFiles):
         with self._turn(session):
             held = self._sessions.get(session)
             if held is None:
-                self._leases.unask(session)
+                with self.store.asking():
+                    self._leases.give_up(session)
                 return
             if not held.leaves:
                 return
             try:
-                if held.waits or held.says:
+                if held.lacking:
                     self._put(session, held)
                 with self.store.asking():
                     self._leases.release(held.lease)
@@ -371,7 +381,11 @@ class SharedSessions(SessionFiles):
                 for old, new in left.items():
                     if old is not None and old != new and not (held.keeps and old == before.state):
                         self._objects.delete(old)
-        held.keeps = False
+                        if old == before.state:  # somebody may have made one, which has the same text
+                            self._objects.delete(old + ENDING)
+            if held.clears:
+                self._remove_states(session, held.lease.fence, but=now.state)
+        held.keeps = held.clears = False
         self._note(session)
 
     def _put_state(self, session: str, held: _Held, made: list[str]) -> dict[str, Any]:
@@ -449,13 +463,11 @@ class SharedSessions(SessionFiles):
     def waits(self, key: Key) -> bool:
         """Tell whether the folder has something of a session that the store lacks."""
         held = self._sessions.get(self.id_of(key))
-        return held is not None and (held.waits or held.says)
+        return held is not None and held.lacking
 
     def waiting(self) -> list[str]:
         """Return the files in the folder that the store lacks."""
-        found = [
-            session + _SUFFIX for session, held in list(self._sessions.items()) if held.waits or held.says
-        ]
+        found = [session + _SUFFIX for session, held in list(self._sessions.items()) if held.lacking]
         with contextlib.suppress(OSError):
             found += [one for one in os.listdir(self.folder) if one.endswith(".aside") and _SUFFIX in one]
         return found
@@ -476,7 +488,7 @@ class SharedSessions(SessionFiles):
                 if name.endswith(".aside"):
                     if os.path.lexists(path):
                         self._put_aside(path)
-                elif held is not None and (held.waits or held.says):
+                elif held is not None and held.lacking:
                     self._put(session, held)
 
     def delete(self, key: Key, ticket: int = 0) -> bool:
@@ -491,12 +503,10 @@ class SharedSessions(SessionFiles):
                 held.waits = False
                 self._note(session)
                 return False
-            held.waits = True
+            held.waits = held.clears = True
             self._note(session)
             try:
                 self._put(session, held)
-                with self.store.asking():
-                    self._remove_states(session, held.lease.fence, but=None)
             except LeaseLostError:
                 return False
             except FileAccessError as error:
@@ -583,11 +593,12 @@ class SharedSessions(SessionFiles):
         lease = held.lease
         found = {
             "record": dataclasses.asdict(lease.record), "version": lease.version, "here": held.here,
-            "waits": held.waits, "says": held.says, "number": held.number,
+            "waits": held.waits, "says": held.says, "clears": held.clears,
+            "number": held.number,
         }  # fmt: skip
         make_private(self.folder)
         path = os.path.join(self.folder, session + _LEASE)
-        write_atomically(path, json.dumps(found).encode(), durable=held.waits or held.says)
+        write_atomically(path, json.dumps(found).encode(), durable=held.lacking)
 
     def _find_left(self) -> None:
         """Go on with what a server held that had this spool before."""
@@ -603,7 +614,12 @@ class SharedSessions(SessionFiles):
                         whole = waits or record.state is None or os.path.lexists(self._path(session))
                         number = int(found["number"])
                         self._sessions[session] = _Held(
-                            lease, bool(found["here"]) and whole, waits, bool(found["says"]), number
+                            lease,
+                            bool(found["here"]) and whole,
+                            waits,
+                            bool(found["says"]),
+                            number,
+                            clears=bool(found.get("clears")),
                         )
                     except (OSError, ValueError, KeyError, TypeError, AtlasError):
                         log.warning("%s is damaged, and what it belongs to is put aside", entry.name)
@@ -623,6 +639,6 @@ class SharedSessions(SessionFiles):
     def close(self) -> None:
         """Remove what the store has, too, and let another server use the folder; the leases end with the store's."""
         for session, held in list(self._sessions.items()):
-            if not (held.waits or held.says):
+            if not held.lacking:
                 self._forget(session)
         super().close()

@@ -110,6 +110,7 @@ class SharedStore:
         self.last_put: float | None = None
         self.puts = self.failures = self.lost = 0
         self._wait, self._again = FIRST_WAIT, float("-inf")
+        self._hurries = self._gave_up = False
 
     # --- the spool -------------------------------------------------------------------------------------------
 
@@ -180,6 +181,16 @@ class SharedStore:
         """Whether the store was away a moment ago, and is not asked again yet."""
         return self.problem is not None and clock() < self._again
 
+    def hurry(self) -> None:
+        """Waste no time on a store that is away, or is found to be, until ``end``: what is saved goes into the spool.
+
+        Else each session of a server that ends might wait for a store that hangs, and the last ones would be saved
+        nowhere.
+        """
+        self._hurries = True
+        if self.problem is not None:
+            self._again = float("inf")
+
     def try_again(self) -> None:
         """Let the store be asked at once."""
         self._again = float("-inf")
@@ -195,7 +206,9 @@ class SharedStore:
             self.away_since = time.time()
             log.warning("the store of memories is away: %s; what is saved waits in %s", why, self.spool)
         self.problem = why
-        if clock() >= self._again:  # several may have asked at once
+        if self._hurries:
+            self._gave_up, self._again = True, float("inf")
+        elif clock() >= self._again:  # several may have asked at once
             self._again, self._wait = clock() + self._wait, min(2 * self._wait, LONGEST_WAIT)
 
     def status(self) -> dict[str, Any]:
@@ -307,7 +320,7 @@ class SharedStore:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        if self.waiting():
+        if self.waiting() and not self._gave_up:
             self.try_again()
             self._put_once()
         left = self.waiting()

@@ -12,13 +12,14 @@ Knows nothing of what the objects hold.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, cast
 from urllib.parse import quote
 
@@ -34,6 +35,8 @@ REFUSALS = frozenset({_NO_BUCKET, _DENIED})
 ABSENT = ""
 #: Seconds until a store that does not take a connection, or does not go on, is given up; and how often it is tried.
 CONNECT, READ, TRIES = 3, 20, 2
+#: Bytes a second that a store must take at least: what waits to be told to send on has no time of its own.
+_SLOWEST = 1 << 18
 #: Bytes above which a file goes in parts, and the size of these.
 _WHOLE, _PART = 1 << 26, 1 << 24
 _READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
@@ -183,8 +186,6 @@ class S3Objects(Objects):
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def _call(self, method: str, name: str, **more: Any) -> Any:
-        from fsspec.asyn import sync
-
         async def ask() -> Any:
             answer = await self._fs._call_s3(method, Bucket=self._bucket, Key=self._key(name), **more)
             if "Body" not in answer:
@@ -192,7 +193,12 @@ class S3Objects(Objects):
             async with answer["Body"] as body:
                 return {**answer, "Body": await body.read()}
 
-        return sync(self._fs.loop, ask)
+        return _within(self._fs, ask, READ + len(more.get("Body", b"")) / _SLOWEST)
+
+    def delete(self, name: str) -> None:
+        """Remove an object, where there is one."""
+        with self._told(), contextlib.suppress(FileNotFoundError):
+            self._call("delete_object", name)
 
     def read(self, name: str) -> Found | None:
         """Return a small object, None where there is none."""
@@ -286,8 +292,6 @@ class GoogleObjects(Objects):
 
     def put(self, name: str, data: bytes, expect: str | None = None) -> str:
         """Put a small object."""
-        from fsspec.asyn import sync
-
         bucket, _, key = self.place(name).partition("/")
         condition = {} if expect is None else {"ifGenerationMatch": _generation_of(expect)}
 
@@ -299,7 +303,7 @@ class GoogleObjects(Objects):
             )  # fmt: skip
 
         with self._told():
-            return str(sync(self._fs.loop, ask)["generation"])
+            return str(_within(self._fs, ask, READ + len(data) / _SLOWEST)["generation"])
 
     def _version(self, info: dict[str, Any]) -> str:
         return str(info.get("generation", ""))
@@ -382,6 +386,16 @@ def objects_at(url: str) -> Objects:
         return S3Objects(url, fs, root)
     fs, root = file_system_of(url, shown(url))
     return (GoogleObjects if scheme in ("gs", "gcs") else OtherObjects)(url, fs, root)
+
+
+def _within(fs: Any, ask: Callable[[], Awaitable[Any]], seconds: float) -> Any:
+    """Return what a store answers; who waits longer gets ``TimeoutError``, and what was asked is given up."""
+    from fsspec.asyn import sync
+
+    async def asked() -> Any:
+        return await asyncio.wait_for(ask(), seconds)
+
+    return sync(fs.loop, asked)
 
 
 def _generation_of(expected: str) -> str:

@@ -261,8 +261,17 @@ def test_giving_back_twice_is_no_loss(two: Any, monkeypatch: pytest.MonkeyPatch)
     def twice(name: str, data: bytes, expect: str | None = None) -> str:
         monkeypatch.undo()
         put(name, data, expect)
-        return put(name, data, expect)  # as what speaks to stores does when a connection is cut
+        return str(put(name, data, expect))  # as what speaks to stores does when a connection is cut
 
     monkeypatch.setattr(first.objects, "put", twice)
     first.release(lease)
     assert second.take("anna").fence == 2
+
+
+def test_only_what_nobody_here_has_a_lease_of_is_given_up(two: Any) -> None:
+    first, second = two
+    lease = first.take("anna")
+    first.give_up("anna")
+    first.confirm(lease)
+    with pytest.raises(HeldElsewhereError):
+        second.take("anna")

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -243,3 +244,25 @@ def test_a_store_that_goes_away_in_the_middle_of_a_save_loses_nothing(
     last.until(lambda: last.store()["waiting"] == 0 and last.store()["reachable"])
     two.until(lambda: two.store()["reachable"])
     assert two.heard("anna", words) == {"Zarquon", "Quibble", "Fenwick"}
+
+
+def test_a_server_that_ends_while_the_store_hangs_leaves_all_for_the_next(
+    store: S3Server, start: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"anna": "Zarquon", "bert": "Quibble", "cara": "Wombat"}
+    one = start("one")
+    for session in words:
+        one.tell(session, "Good morning.\n")
+    for session, word in words.items():
+        ok(one.say(session, f"The heron is called {word}.\n", save=False))
+    goes_on = threading.Event()
+    monkeypatch.setattr(store, "refuses", lambda method, path: not goes_on.wait())
+    one.signal(signal.SIGTERM)
+    assert one.process.wait(2 * SECONDS) not in (0, None)
+    goes_on.set()
+    log = one.log.read_text()
+    assert "could not be saved in" not in log
+    one = start("one")
+    for session, word in words.items():
+        assert one.heard(session, [*words.values()]) == {word}
+    one.until(lambda: not one.store()["waiting"])

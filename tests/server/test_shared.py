@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -82,6 +83,22 @@ def test_a_session_goes_where_it_is_asked_for(replica: Any) -> None:
                 said = await history(one)
             assert said.count("and two") == said.count("and one") == 2
             assert await names(one) == await names(two) == {"anna"}
+
+    asyncio.run(test())
+
+
+def test_a_clock_that_is_put_back_keeps_no_session(replica: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ahead:
+        """The time of day, an hour ahead."""
+
+        time = staticmethod(lambda: time.time() + 3600)
+
+    async def test() -> None:
+        async with replica("one") as one, replica("two") as two:
+            with monkeypatch.context() as patch:
+                patch.setattr(shared_claims, "time", Ahead)
+                await say(one, "a word")
+            assert "a word" in await history(two)
 
     asyncio.run(test())
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import FileAccessError
-from atlas_kit.server import shared_sessions
+from atlas_kit.server import shared_sessions, shared_store
 from atlas_kit.server.keys import Key
 from atlas_kit.server.moved import HeldElsewhereError
 from atlas_kit.server.shared_files import SharedFile, SharedMemories
@@ -315,6 +315,70 @@ def test_a_session_that_was_given_back_without_an_answer_is_taken_anew(
     assert not sessions.holds(ANNA)
 
 
+def test_a_session_that_was_taken_without_an_answer_is_given_back(server: Any, away: Away) -> None:
+    first, second = server("one"), server("two")
+    sessions, theirs = SharedSessions(first), SharedSessions(second)
+    away.unanswered = 1
+    with pytest.raises(FileAccessError):
+        sessions.claim(ANNA)
+    first.try_again()
+    with pytest.raises(HeldElsewhereError, match="one"):
+        theirs.claim(ANNA)
+    for one in first.leases.go_round():
+        sessions.release(one)
+    theirs.claim(ANNA)
+    assert theirs.holds(ANNA)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_deleted_session_is_removed_from_the_store_when_that_is_back(
+    server: Any, there: Objects, monkeypatch: pytest.MonkeyPatch, restarts: bool
+) -> None:
+    store = server("one")
+    sessions = SharedSessions(store)
+    sessions.claim(ANNA)
+    learn(sessions, "a secret")
+
+    def refuse(*_: Any) -> None:
+        raise FileAccessError("the store does not answer in time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OtherObjects, "delete", refuse)
+        assert sessions.delete(ANNA, sessions.ticket(ANNA))
+        assert len(there.listed("states")) == 1
+    assert len(sessions.waiting()) == 1
+    if restarts:
+        sessions._held.close()
+        store.close()
+        store = server("one")
+        sessions = SharedSessions(store)
+    store.try_again()
+    sessions.put_waiting()
+    assert (there.listed("states"), sessions.waiting()) == ({}, [])
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize("deletes", [False, True])
+def test_an_index_goes_with_the_state_that_it_is_of(server: Any, there: Objects, deletes: bool) -> None:
+    first, second = server("one"), server("two")
+    sessions = SharedSessions(first)
+    sessions.claim(ANNA)
+    learn(sessions, "a secret")
+    (state,) = there.listed("states")
+    there.put(state + ".idx", b"a secret")
+    gone(first, second)
+    sessions = SharedSessions(second)
+    sessions.claim(ANNA)  # which tidies up
+    assert set(there.listed("states")) == {state, state + ".idx"}
+    if deletes:
+        sessions.delete(ANNA, sessions.ticket(ANNA))
+    else:
+        learn(sessions, "without it")
+    left = there.listed("states")
+    assert [text_at(there, one) for one in left] == ([] if deletes else ["without it"])
+
+
 # --- the spool --------------------------------------------------------------------------------------------
 
 
@@ -327,3 +391,43 @@ def test_another_endpoint_is_another_store(tmp_path: Path, monkeypatch: pytest.M
             monkeypatch.setenv("AWS_ENDPOINT_URL", one)
         found.add(spool_of("s3://bucket/memories", str(tmp_path)))
     assert len(found) == 3
+
+
+# --- the end ----------------------------------------------------------------------------------------------
+
+
+def test_who_ends_asks_a_store_that_fails_once_and_leaves_the_rest_in_the_spool(
+    server: Any, there: Objects, away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = server("one")
+    memories, asked = SharedMemories(store), list[str]()
+    refuse = away._refuse
+
+    def counted() -> None:
+        asked.append("once")
+        refuse()
+
+    monkeypatch.setattr(away, "_refuse", counted)
+    monkeypatch.setattr(shared_store, "FIRST_WAIT", 0.0)
+    away.away, store._wait = True, 0.0
+    store.hurry()
+    for number in range(9):
+        path = os.path.join(memories.folder, f"{number}.atlas")
+        Path(path).write_text("mine")
+        memories.put(path)
+    assert len(store.end()) == 9
+    assert asked == ["once"]
+
+
+def test_who_ends_while_the_store_is_away_tries_a_last_time(server: Any, there: Objects, away: Away) -> None:
+    store = server("one")
+    memories = SharedMemories(store)
+    path = os.path.join(memories.folder, "a.atlas")
+    Path(path).write_text("mine")
+    away.away = True
+    memories.put(path)
+    away.away = False
+    store.hurry()
+    assert store.resting
+    assert store.end() == []
+    assert text_at(there, "memories/a.atlas") == "mine"

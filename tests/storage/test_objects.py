@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,16 @@ def test_what_is_wrong_with_a_store_is_said_without_its_secrets(
 def test_not_every_address_can_be_written_to(url: str) -> None:
     with pytest.raises(InvalidParamError):
         objects_at(url)
+
+
+def test_a_store_that_takes_connections_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs", reason="needs the cloud extra")
+    monkeypatch.setattr(objects, "READ", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the system takes them
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "none")
+        found = objects_at("s3://bucket/silent")
+        for ask in (lambda: found.put("a", b"x"), lambda: found.read("a"), lambda: found.delete("a")):
+            with pytest.raises(FileAccessError, match="does not answer in time"):
+                ask()
