@@ -1,7 +1,8 @@
 """Pictures of every notebook, with its widgets, in both themes and two widths, on one page to be looked through.
 
-``python tools/gallery.py [NAMES]`` runs the notebooks whose names begin so (all) in JupyterLab, and ``widgets``, those that no
-notebook has, and writes ``build/pictures/index.html``. Needs Chromium, and minutes. What is seen is compared by eye, and with nothing else.
+``python tools/gallery.py [NAMES]`` runs the notebooks whose names begin so (all) in JupyterLab, and ``widgets``: those
+that no notebook has, and writes ``build/pictures/index.html``. Needs Chromium, and minutes. What is seen is compared by
+eye, and with nothing else.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ log = logging.getLogger("atlas_kit.server")
 ROUNDS = 5
 #: How often a record is read anew that another one writes at the same moment.
 _TRIES = 5
+#: The turn of a lease of which it is not known whether it was given back.
+_IN_DOUBT = -2
 _BEATS, _RECORDS, _WANTED = "replicas", "sessions", ".wanted"
 
 
@@ -207,6 +209,10 @@ class Leases:
         if self._now() - self._looked > self.seconds / 2:
             with self._round:
                 self._look()
+        if other not in self._others:  # it may have begun since, or the listing may be older than its beat
+            beat = self.objects.read(f"{_BEATS}/{other}")
+            if beat is not None:
+                self._others.setdefault(other, (beat.version, self._now()))
         found = self._others.get(other)
         return found is not None and self._now() - found[1] <= self.seconds
 
@@ -270,7 +276,12 @@ class Leases:
         turn = self.turn
         if lease.turn == turn and self.sure:
             return
-        self._agree(lease)
+        if (
+            lease.turn == _IN_DOUBT
+        ):  # written anew: what is still under way to the store comes to nothing then
+            self.write(lease)
+        else:
+            self._agree(lease)
         lease.turn = turn
 
     def write(self, lease: Lease, **changes: Any) -> None:
@@ -295,8 +306,23 @@ class Leases:
         raise LeaseLostError
 
     def release(self, lease: Lease) -> None:
-        """Give a session back."""
-        self.write(lease, holder=None, name="")
+        """Give a session back.
+
+        Raises
+        ------
+        LeaseLostError
+            Another replica has taken it.
+        FileAccessError
+            The store is away: before the session is used again, it is found out whose it is.
+        """
+        lease.turn = _IN_DOUBT
+        try:
+            self.write(lease, holder=None, name="")
+        except LeaseLostError:
+            found = self.read(lease.id)
+            if found is None or (found[0].holder, found[0].fence) != (None, lease.fence):
+                raise
+            # an earlier write has given it back, whose answer was lost
         self.unask(lease.id)
 
     def unask(self, session: str) -> None:

@@ -2,8 +2,8 @@
 
 Memories that clients save by name are everybody's: whoever saves last has saved, as in a folder, and each reading asks
 the store first. The shared memory (``SharedFile``) has one server: it is leased, and each save is put only over the
-version that was read or put before. Where somebody else has written it, theirs stays, and what is saved here goes
-beside it under a name of its own.
+version that was read or put before, which is noted in the spool, as the file there outlives the server. Where somebody
+else has written it, theirs stays, and what is saved here goes beside it under a name of its own.
 
 What the store does not take waits in the spool, with a mark beside it.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -22,15 +24,20 @@ from atlas_kit.errors import ConflictError, FileAccessError, LockedError
 from atlas_kit.server.leases import Lease
 from atlas_kit.server.moved import HeldElsewhereError, LeaseLostError
 from atlas_kit.server.shared_store import SharedStore
+from atlas_kit.storage.atomic import write_atomically
 from atlas_kit.storage.objects import ABSENT, Objects, objects_at
 
 if TYPE_CHECKING:
     from atlas_kit.server.config import ServerConfig
 
 log = logging.getLogger("atlas_kit.server")
-_WAITS, _SUFFIX = ".waits", ".atlas"
+_WAITS, _BASE, _SUFFIX = ".waits", ".base", ".atlas"
+#: Where things go that are written over, or were not to be.
+_ASIDE = "aside"
 #: Where memories are that clients save.
 MEMORIES = "memories"
+#: Writes without an answer that are remembered: the store may have carried out any of them, and it is one's own.
+_MOST_TRIED = 63
 #: The lease of the memory that a file holds.
 _LEASE = "memory"
 
@@ -110,9 +117,11 @@ class SharedMemories:
         """Tell whether the store lacks a file that was saved."""
         return os.path.lexists(path + _WAITS)
 
-    def _put(self, path: str) -> None:
+    def _put(self, path: str, *, late: bool = False) -> None:
         with self.store.asking():
             if os.path.lexists(path):
+                if late and self._stay:
+                    self._keep_beside(path)
                 self._objects.put_file(self._name(path), path)
                 self.store.has_put()
             else:
@@ -121,6 +130,19 @@ class SharedMemories:
         if not self._stay:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+    def _keep_beside(self, path: str) -> None:
+        """Keep what the store has of a file that has waited: somebody else may have saved it since."""
+        copy = f"{path}.{os.urandom(4).hex()}.there"
+        try:
+            if self._objects.fetch(self._name(path), copy) is not None and _digest(copy) != _digest(path):
+                stem, end = os.path.splitext(self._name(path))
+                beside = f"{_ASIDE}/{stem}.{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}{end}"
+                self._objects.put_file(beside, copy)
+                log.warning("what the store had of a memory that has waited is kept as %s", beside)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
 
     def names(self, folder: str) -> list[str]:
         """Return the paths here of all files of a folder, there and waiting here.
@@ -180,7 +202,7 @@ class SharedMemories:
         for path in self._marked():
             with self._turn:
                 if os.path.lexists(path + _WAITS):
-                    self._put(path)
+                    self._put(path, late=True)
 
 
 class SharedFile:
@@ -206,7 +228,7 @@ class SharedFile:
         self.path = os.path.join(store.folder("memory"), name)
         self.problem: str | None = None
         self._lease: Lease | None = None
-        self._version: str | None = None
+        self._version, self._tried = self._noted_base()
         self._aside: str | None = None
         self._turn = threading.RLock()
         store.add(self)
@@ -244,20 +266,68 @@ class SharedFile:
         leases = self._store.leases
         self._lease = leases.take(_LEASE)
         assert self._lease is not None
-        known = self._lease.record.about.get("version")
-        found = self._objects.listed(self._name).get(self._name, ABSENT)
-        if self._waits and os.path.lexists(self.path) and found in (known, ABSENT):
-            self._version = found
-            return
         if self._waits and os.path.lexists(self.path):
+            found = self._objects.listed(self._name).get(self._name, ABSENT)
+            if found in (self._version, ABSENT) or self._is_ones_own():
+                self._note_base(found)
+                return
             self._begin_aside()
             self._put()
             self._aside = None
             os.unlink(self.path)
-        self._version = self._objects.fetch(self._name, self.path) or ABSENT
-        if not self._version:
+        version = self._objects.fetch(self._name, self.path) or ABSENT
+        if not version:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+        self._note_base(version)
+
+    # --- what the file here has come from ----------------------------------------------------------------------
+
+    def _noted_base(self) -> tuple[str, list[str]]:
+        """Return the version that the file here goes on from, and the digests of what may have been put since."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            with open(self.path + _BASE, encoding="utf-8") as file:
+                found = json.load(file)
+            if isinstance(found["version"], str):
+                return found["version"], [str(one) for one in found["tried"]]
+        return ABSENT, []
+
+    def _note_base(self, version: str, *tried: str) -> None:
+        self._version, self._tried = version, list(tried)
+        text = json.dumps({"version": version, "tried": self._tried})
+        write_atomically(self.path + _BASE, text.encode())
+
+    def _is_ones_own(self) -> bool:
+        """Tell whether what the store has was put from here, by a write whose answer was lost; go on from it then."""
+        if not self._tried:
+            return False
+        copy = f"{self.path}.{os.urandom(4).hex()}.there"
+        try:
+            version = self._objects.fetch(self._name, copy)
+            if version is None or _digest(copy) not in self._tried:
+                return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(copy)
+        self._version = version
+        return True
+
+    def _put_over(self) -> None:
+        """Put the file over the version that it goes on from.
+
+        Raises
+        ------
+        ConflictError
+            Somebody else has written it.
+        """
+        self._note_base(self._version, *self._tried[-_MOST_TRIED:], _digest(self.path))
+        try:
+            version = self._objects.put_file(self._name, self.path, self._version)
+        except ConflictError:
+            if not self._is_ones_own():
+                raise
+            version = self._objects.put_file(self._name, self.path, self._version)
+        self._note_base(version)
 
     @property
     def _waits(self) -> bool:
@@ -293,11 +363,10 @@ class SharedFile:
                 try:
                     if self._lease is None:  # the store was away when it began
                         self._lease = self._store.leases.take(_LEASE)
-                        assert self._lease is not None
-                        self._version = self._lease.record.about.get("version", ABSENT)
                     else:
                         self._store.leases.confirm(self._lease)
-                    self._version = self._objects.put_file(self._name, self.path, self._version)
+                    assert self._lease is not None
+                    self._put_over()
                     self._store.leases.write(self._lease, about={"version": self._version})
                 except (LeaseLostError, HeldElsewhereError, ConflictError):
                     self._begin_aside()
@@ -321,6 +390,14 @@ class SharedFile:
         with self._turn:
             if self._waits and os.path.lexists(self.path):
                 self._put()
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        found = hashlib.sha256()
+        while piece := file.read(1 << 20):
+            found.update(piece)
+        return found.hexdigest()
 
 
 def opened(config: ServerConfig) -> tuple[SharedStore, SharedMemories, ServerConfig]:

@@ -7,8 +7,8 @@ and then the session's record, which says that it is the one. A state that no re
 
     replicas/ID            that a replica is alive
     sessions/SESSION       the record: who holds it, fencing number, which state
-    states/SESSION/N-M     the M-th state that was saved under fencing number N: a .atlas file
-    talks/SESSION/N-M      the text of the conversation, as the Responses API has it
+    states/SESSION/N-M-X   the M-th state that was saved under fencing number N, by process X: a .atlas file
+    talks/SESSION/N-M-X    the text of the conversation, as the Responses API has it
     aside/SESSION/...      what was saved in a spool while another replica had taken the session
 
 A file that the store does not have yet is never thrown away: where another replica has taken the session meanwhile it
@@ -103,6 +103,9 @@ class SharedSessions(SessionFiles):
         super().__init__(store.folder("sessions"), codec, most_context, keys)
         self.store, self._leases, self._objects = store, store.leases, store.objects
         self.lost: Callable[[str], None] = lambda _: None
+        #: In the name of whatever this process puts: one that goes on with a spool does not know all that was put from
+        #: it, and must write over nothing, as another server's record may lead to it.
+        self._mark = os.urandom(4).hex()
         self._sessions: dict[str, _Held] = {}
         self._turns: dict[str, threading.RLock] = {}
         self._making_turns = threading.Lock()
@@ -210,11 +213,16 @@ class SharedSessions(SessionFiles):
         held.here = True
         if held.lease.inherited:
             with contextlib.suppress(AtlasError):
-                self._remove_states(session, but=state)
+                self._remove_states(session, held.lease.fence, but=state)
 
-    def _remove_states(self, session: str, but: str | None) -> None:
+    def _remove_states(self, session: str, fence: int, but: str | None) -> None:
+        """Remove what was put under a fencing number or an earlier one.
+
+        What is of a later one is another server's, which has taken the session while this one was asleep.
+        """
         for name in self._objects.listed(f"{_STATES}/{session}"):
-            if name != but:
+            number = name.rpartition("/")[2].partition("-")[0]
+            if name != but and number.isdigit() and int(number) <= fence:
                 self._objects.delete(name)
 
     def let_go(self, session: str) -> None:
@@ -257,7 +265,10 @@ class SharedSessions(SessionFiles):
         path = self._path(session)
         if held.says:
             with contextlib.suppress(OSError):
-                os.replace(self._talk_path(session), f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-talk.aside")
+                os.replace(
+                    self._talk_path(session),
+                    f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-{held.lease.fence}-talk.aside",
+                )
         if held.waits and os.path.lexists(path):
             aside = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-{held.lease.fence}-{self._leases.me[:8]}.aside"
             os.replace(path, aside)
@@ -372,7 +383,7 @@ class SharedSessions(SessionFiles):
             info = session_info(path)
             about |= {one: info[one] for one in _TOLD if one in info}
         held.number += 1
-        made.append(f"{_STATES}/{session}/{held.lease.fence}-{held.number}{_SUFFIX}")
+        made.append(f"{_STATES}/{session}/{held.lease.fence}-{held.number}-{self._mark}{_SUFFIX}")
         self._objects.put_file(made[-1], path)
         return {"state": made[-1], "about": about}
 
@@ -382,7 +393,7 @@ class SharedSessions(SessionFiles):
             data = file.read()
         if data:
             held.number += 1
-            made.append(f"{_TALKS}/{session}/{held.lease.fence}-{held.number}")
+            made.append(f"{_TALKS}/{session}/{held.lease.fence}-{held.number}-{self._mark}")
             self._objects.put(made[-1], data)
             about[_TALK] = made[-1]
 
@@ -485,7 +496,7 @@ class SharedSessions(SessionFiles):
             try:
                 self._put(session, held)
                 with self.store.asking():
-                    self._remove_states(session, but=None)
+                    self._remove_states(session, held.lease.fence, but=None)
             except LeaseLostError:
                 return False
             except FileAccessError as error:

@@ -37,6 +37,9 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
 #: Spools of one address that servers on this machine may have at the same time.
 MOST_SPOOLS = 64
 _ID = "replica.json"
+#: What says where the stores of a scheme are, if not where its maker has them; the first that is set counts.
+_S3, _GOOGLE = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), ("STORAGE_EMULATOR_HOST",)
+_ENDPOINTS = {"s3": _S3, "s3a": _S3, "gs": _GOOGLE, "gcs": _GOOGLE}
 
 
 class Waiting(Protocol):
@@ -60,7 +63,12 @@ def spool_of(url: str, folder: str | None) -> str:
     if folder is None:
         state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
         folder = os.path.join(state, "atlas-kit", "spool")
-    return os.path.join(folder, hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16])
+    # the same bucket at another endpoint is another store
+    places = [
+        os.environ[one] for one in _ENDPOINTS.get(url.partition(":")[0].lower(), ()) if os.environ.get(one)
+    ]
+    address = "\0".join([url.rstrip("/"), *places[:1]])
+    return os.path.join(folder, hashlib.sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:16])
 
 
 class SharedStore:

@@ -80,7 +80,6 @@ def private_environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
     fixed = {
         "JUPYTER_PLATFORM_DIRS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        "MALLOC_ARENA_MAX": "1",  # how much of each thread's own heap is free is chance
         "XDG_CACHE_HOME": str(Path.home() / ".cache"),  # matplotlib would look for fonts for seconds
     }
     return {**env, **private, **fixed, **more}

@@ -55,7 +55,8 @@ TINY = tiny_llama(layers=1)
 #: Every setting away from its default, so that nothing passes by luck.
 ODD = AtlasSettings(
     window_size=77, learning_rate=0.1, polynomial_degree=1, use_muon=True, memory_dim=9, warmup_tokens=5,
-    blend_ratio=0.3, features="sparse", memory_rank=55, even_steps=44, omega_window=33, chunk_size=7, sharpness=12.5,
+    blend_ratio=0.3, features="sparse", memory_rank=55, even_steps=44, states="middle", omega_window=33, chunk_size=7,
+    sharpness=12.5,
     ranking=False, candidates=99, episode_tokens=5, recall="off", recall_segments=2, recall_gate=0.25,
 )  # fmt: skip
 BASE = (KV("atlas.version", U32, 1), KV("atlas.enabled", BOOL, 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atlas_kit.errors import FileAccessError, FileCorruptError
+from atlas_kit.errors import ConflictError, FileAccessError, FileCorruptError
 from atlas_kit.server.leases import Leases, Record
 from atlas_kit.server.moved import HeldElsewhereError, LeaseLostError
 from atlas_kit.storage.objects import Objects, objects_at
@@ -212,3 +212,57 @@ def test_no_two_records_are_the_same_bytes() -> None:
 def test_a_damaged_record_is_told(data: bytes) -> None:
     with pytest.raises(FileCorruptError):
         Record.from_bytes(data)
+
+
+def test_one_that_began_since_the_last_look_is_not_taken_for_gone(two: Any, store: Objects) -> None:
+    second = two[1]
+    third = Leases(store, "three", "replica three", 10, second._now)
+    third.go_round()
+    third.take("anna")
+    with pytest.raises(HeldElsewhereError, match="replica three"):
+        second.take("anna")
+    assert third.go_round() == ["anna"]
+
+
+@pytest.mark.parametrize("when", ["before", "after", "late"])
+def test_one_whose_giving_back_had_no_answer_looks_before_it_goes_on(
+    two: Any, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    first, second = two
+    lease, put, late = first.take("anna"), first.objects.put, list[Any]()
+
+    def lossy(name: str, data: bytes, expect: str | None = None) -> str:
+        if when == "after":
+            put(name, data, expect)
+        late.append((name, data, expect))
+        monkeypatch.undo()
+        raise FileAccessError("the store does not answer in time")
+
+    monkeypatch.setattr(first.objects, "put", lossy)
+    with pytest.raises(FileAccessError):
+        first.release(lease)
+    if when == "after":
+        assert second.take("anna").fence == 2
+        with pytest.raises(LeaseLostError):
+            first.confirm(lease)
+        return
+    first.confirm(lease)
+    if when == "late":  # it arrives when its sender goes on
+        with pytest.raises(ConflictError):
+            put(*late[0])
+    with pytest.raises(HeldElsewhereError):
+        second.take("anna")
+
+
+def test_giving_back_twice_is_no_loss(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = two
+    lease, put = first.take("anna"), first.objects.put
+
+    def twice(name: str, data: bytes, expect: str | None = None) -> str:
+        monkeypatch.undo()
+        put(name, data, expect)
+        return put(name, data, expect)  # as what speaks to stores does when a connection is cut
+
+    monkeypatch.setattr(first.objects, "put", twice)
+    first.release(lease)
+    assert second.take("anna").fence == 2

@@ -367,7 +367,7 @@ def test_an_answer_is_gone_on_from_at_another_server(
 ) -> None:
     settings: dict[str, Any] = {}
     if sealed:
-        pytest.importorskip("cryptography", reason="needs the encryption extra")
+        pytest.importorskip("cryptography", reason="cryptography is not installed")
         (tmp_path / "key").write_bytes(bytes(range(32)))
         settings["atlas_key_file"] = str(tmp_path / "key")
 

@@ -34,7 +34,7 @@ from tools.bench.memory import keep, machine_of, measured  # noqa: E402
 
 SIDES = (512, 1024)
 #: How much quicker than each rival.
-LIMITS = {"plotly": 10.0, "pyplot": 2.0}
+LIMITS = {"plotly": 12.0, "pyplot": 2.0}
 NAMES = {"plotly": "plotly FigureWidget heatmap", "pyplot": "pyplot in an Output"}
 
 #: Two matrices that alternate, so that every update is another picture, and a button for each update.

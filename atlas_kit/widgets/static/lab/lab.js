@@ -206,7 +206,7 @@ class View {
     this.said.setAttribute("role", "status");
     this.error.setAttribute("role", "alert");
     this.away.setAttribute("role", "status");
-    bar.append(this.state, this.said, this.error, this.away);
+    bar.append(this.state, this.said, this.error, this.away, this._filming());
     return bar;
   }
 
@@ -257,7 +257,7 @@ class View {
       this._readLoss();
     });
     spans.prepend(element("span", "", "mean over"));
-    const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans, this._filming());
+    const part = titled("loss", "Loss (nats; right: perplexity)", this.lossLegend.list, spans);
     part.append(this.loss.canvas, this.former);
     this.loss.onCursor = (at, byKey) => {
       this._readLoss();
@@ -294,7 +294,7 @@ class View {
       }
       button.disabled = false;
     });
-    group.append(button, said);
+    group.append(said, button);
     return group;
   }
 
