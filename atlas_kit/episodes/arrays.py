@@ -5,6 +5,7 @@ Knows no vocabulary and no index: what can be looked up in these arrays is ``sto
 
 from __future__ import annotations
 
+import datetime
 import enum
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -197,6 +198,19 @@ def source_name(source: str) -> str:
     """Return a source's name as it is kept: printable, and no longer than names may be."""
     name = printable(source)
     return name if len(name) <= SOURCE_CHARACTERS else "…" + name[1 - SOURCE_CHARACTERS :]
+
+
+def place_of(kind: str, source: str, line: int, time_ms: int) -> str:
+    """Return where and when something was read or said, for people.
+
+    >>> place_of("document", "a.txt", 3, 0), place_of("user", "", 1, 0)
+    ('a.txt, line 3, 1970-01-01 00:00 UTC', 'user, 1970-01-01 00:00 UTC')
+    """
+    when = datetime.datetime.fromtimestamp(time_ms / 1000, datetime.timezone.utc)
+    what = f"{kind} in {source}" if source else kind
+    if kind == "document":
+        what = f"{source or 'text'}, line {line}"
+    return f"{what}, {when:%Y-%m-%d %H:%M} UTC"
 
 
 def _wrong(sentence: str) -> InvalidParamError:

@@ -10,7 +10,6 @@ read with what stands around it.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from atlas_kit.codecs.json_text import named
 from atlas_kit.episodes import TURNS, Episodes, Found, Kind, Segment
+from atlas_kit.episodes.arrays import place_of
 from atlas_kit.episodes.words import words
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama.checking import SMALL
@@ -183,10 +183,7 @@ class Piece:
     @property
     def place(self) -> str:
         """Where and when it was read or said, for people."""
-        when = datetime.datetime.fromtimestamp(self.time_ms / 1000, datetime.timezone.utc)
-        what = f"{self.source or 'text'}, line {self.line}" if self.kind == "document" else self.kind
-        what += f" in {self.source}" if self.source and self.kind != "document" else ""
-        return f"{what}, {when:%Y-%m-%d %H:%M} UTC"
+        return place_of(self.kind, self.source, self.line, self.time_ms)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""

@@ -97,7 +97,7 @@ def gather(
                     return _loaded(part, identity, force), True
                 except AtlasError:  # it is damaged: as if there were none
                     part.close()
-                except _OtherModelError as other:
+                except _LeftOutError as other:
                     part.close()
                     return str(other)
             if words is None:
@@ -105,7 +105,7 @@ def gather(
             return _read(_given(file), identity or "", keys, force, words), False
         except AtlasError as error:
             return error.message
-        except _OtherModelError as other:
+        except _LeftOutError as other:
             return str(other)
 
     for file, found in zip(files, _each(one, range(len(files))), strict=True):
@@ -123,8 +123,8 @@ def gather(
     return result
 
 
-class _OtherModelError(Exception):
-    """The tokens are not those of the model."""
+class _LeftOutError(Exception):
+    """Why a file is left out, in words: its tokens are another model's, or it holds nothing."""
 
 
 def _given(file: Given | Memory) -> Given:
@@ -138,7 +138,7 @@ def _each(work: Callable[[_T], _R], items: Iterable[_T]) -> Iterator[_R]:
 
 def _loaded(part: IndexPart, identity: str | None, force: bool) -> IndexPart:
     if identity is not None and part.model_hash.hex() != identity and not force:
-        raise _OtherModelError("it is another model's")
+        raise _LeftOutError("it is another model's")
     part.load()
     return part
 
@@ -155,11 +155,11 @@ def _read(
 
     with open_memory(file, keys) as memory:
         if (why := other_model(memory, identity)) and not force:
-            raise _OtherModelError(why)
+            raise _LeftOutError(why)
         arrays = read_episodes(memory)
         model_hash = memory.model_hash
     if arrays is None or not len(arrays):
-        raise _OtherModelError("it holds nothing to ask about")
+        raise _LeftOutError("it holds nothing to ask about")
     arrays = joined([arrays])
     episodes = Episodes.from_arrays(arrays, *words, limit=max(LEAST_LIMIT, len(arrays)))
     made = index_of(episodes, *words, model_hash=model_hash, size=0, state="")
@@ -177,7 +177,7 @@ def _named(file: str, sources: Iterable[str]) -> Iterable[str]:
 # --- as one ----------------------------------------------------------------------------------------------
 
 
-class Together:
+class JoinedIndexes:
     """Several indexes as one: blocks by the time of their episodes, words and tokens of all.
 
     Parameters
@@ -346,15 +346,15 @@ def session_over(engine: Engine, gathered: Gathered, *, device: str = "cpu") -> 
     from atlas_kit.llama.likeness import FarLikeness, use_likeness
     from atlas_kit.llama.session import AtlasSession
 
-    together = Together(gathered.parts)
+    indexes = JoinedIndexes(gathered.parts)
     session = AtlasSession(engine, None, device=device, learn=False)
     try:
-        if together.n_vocab > engine.info.n_vocab:
+        if indexes.n_vocab > engine.info.n_vocab:
             raise InvalidParamError("there are tokens that the model does not have")
-        together.n_vocab = engine.info.n_vocab
-        episodes = together.episodes(engine.piece)
-        tokens, counts = together.token_counts()
-        use_likeness(episodes, FarLikeness(engine, tokens, counts, len(episodes), together.token_blocks))
+        indexes.n_vocab = engine.info.n_vocab
+        episodes = indexes.episodes(engine.piece)
+        tokens, counts = indexes.token_counts()
+        use_likeness(episodes, FarLikeness(engine, tokens, counts, len(episodes), indexes.token_blocks))
         session.episodes = episodes
     except BaseException:
         session.close()
@@ -379,13 +379,9 @@ class FoundPiece:
     @property
     def place(self) -> str:
         """Where and when it was read or said, for people."""
-        import datetime
+        from atlas_kit.episodes.arrays import place_of
 
-        when = datetime.datetime.fromtimestamp(self.time_ms / 1000, datetime.timezone.utc)
-        where = (
-            f"{self.source}, line {self.line}" if self.kind == "document" else f"{self.kind} in {self.source}"
-        )
-        return f"{where}, {when:%Y-%m-%d %H:%M} UTC"
+        return place_of(self.kind, self.source, self.line, self.time_ms)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -439,7 +435,7 @@ def search_memories(
     """
     gathered = gather(files, None)
     with contextlib.closing(gathered):
-        episodes = Together(gathered.parts, apart=True).episodes()
+        episodes = JoinedIndexes(gathered.parts, apart=True).episodes()
         result = Searched(name or os.fspath(files[0].name), gathered.files, left_out=gathered.left_out)
         for question in questions:
             found = [
@@ -453,4 +449,4 @@ def search_memories(
     return result
 
 
-__all__ = ["FoundPiece", "Gathered", "Searched", "Together", "gather", "search_memories", "session_over"]
+__all__ = ["FoundPiece", "Gathered", "JoinedIndexes", "Searched", "gather", "search_memories", "session_over"]

@@ -274,7 +274,13 @@ class IndexPart:
         return int(self._edges[-1])
 
     def posts(self, wanted: Wanted) -> Iterator[tuple[str, Array, Array]]:
-        """Yield what a question needs: words, each with the blocks in which it is and how often."""
+        """Yield what a question needs: words, each with the blocks (n,) in which it is and how often (n,).
+
+        Raises
+        ------
+        FileCorruptError
+            Its words, or their places, contradict each other.
+        """
         at = self._array("page_at", "int64")
         words = self._entry("words")
         self._require_ends(at, words.size, None)
@@ -306,7 +312,13 @@ class IndexPart:
             yield found[number], self._blocks(values[::2]), values[1::2]
 
     def token_counts(self) -> tuple[Array, Array]:
-        """Return the different tokens (k,), ascending, and how often each is there."""
+        """Return the different tokens (k,), ascending, and how often each is there (k,).
+
+        Raises
+        ------
+        FileCorruptError
+            They contradict each other, or are not of the vocabulary.
+        """
         tokens, counts = self._array("token", "uint32"), self._array("token_count", "uint32")
         if len(tokens) != len(counts) or (np.diff(tokens.astype(np.int64)) <= 0).any():
             raise self._odd("its tokens contradict each other")
@@ -315,7 +327,13 @@ class IndexPart:
         return tokens.astype(np.int64), counts.astype(np.int64)
 
     def token_blocks(self, tokens: Array) -> Iterator[tuple[int, Array]]:
-        """Yield those of some tokens (ascending) that are there, each with the blocks in which it is."""
+        """Yield those of some tokens (k,) that are there, each with the blocks (n,) in which it is.
+
+        Raises
+        ------
+        FileCorruptError
+            Their places contradict each other.
+        """
         known = self._array("token", "uint32").astype(np.int64)
         at = self._array("token_at", "int64")
         self._require_ends(at, self._entry("token_posts").size, len(known))
@@ -336,7 +354,13 @@ class IndexPart:
         }
 
     def tokens(self, first: int, last: int) -> Array:
-        """Return the tokens of the blocks from ``first`` to ``last``, without that."""
+        """Return the tokens (n,) of the blocks from ``first`` to ``last``, without that.
+
+        Raises
+        ------
+        FileCorruptError
+            One of them is not of the vocabulary.
+        """
         start, stop = int(self._edges[first]), int(self._edges[last])
         tokens = np.frombuffer(self._range("tokens", 4 * start, 4 * stop), "<u4")
         if len(tokens) and int(tokens.max()) >= self.n_vocab:

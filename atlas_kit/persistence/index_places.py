@@ -26,7 +26,7 @@ def cached(name: str) -> str:
     folder = os.environ.get(CACHE_VARIABLE)
     if not folder:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folder = os.path.join(base, "atlas_kit", "indexes")
+        folder = os.path.join(base, "atlas-kit", "indexes")
     whole = shown(name) if is_url(name) and local_path(name) is None else os.path.realpath(name)
     return os.path.join(folder, hashlib.sha256(os.fsencode(whole)).hexdigest()[:32] + ".atlas" + ENDING)
 

@@ -50,7 +50,13 @@ class Sequences:
             self.slots.append(Slot(number, await asyncio.wrap_future(make)))
 
     def require(self, number: int) -> None:
-        """Raise ``InvalidParamError`` where there is no such sequence."""
+        """Refuse a number that is no sequence's.
+
+        Raises
+        ------
+        InvalidParamError
+            There is no such sequence.
+        """
         if not 0 <= number < len(self.slots):
             raise InvalidParamError(
                 f"there is no slot {number}", key="id_slot", hint=f"Choose 0 to {len(self.slots) - 1}."

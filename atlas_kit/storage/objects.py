@@ -24,7 +24,14 @@ from typing import Any, ClassVar, NamedTuple, cast
 from urllib.parse import quote
 
 from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, InvalidParamError, MissingExtraError
-from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, state_of, translated
+from atlas_kit.storage.remote_stores import (
+    CREDENTIALS,
+    READ_ONLY,
+    file_system_of,
+    is_refused_condition,
+    state_of,
+    translated,
+)
 from atlas_kit.storage.urls import chain, shown
 
 log = logging.getLogger("atlas_kit.storage")
@@ -39,7 +46,6 @@ CONNECT, READ, TRIES = 3, 20, 2
 _SLOWEST = 1 << 18
 #: Bytes above which a file goes in parts, and the size of these.
 _WHOLE, _PART = 1 << 26, 1 << 24
-_READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
 
 
 class Found(NamedTuple):
@@ -156,13 +162,7 @@ class Objects(ABC):
     def _sentence(self, error: Exception) -> AtlasError:
         name, said = type(error).__name__, str(error).lower()
         number = getattr(error, "errno", None)
-        if (
-            isinstance(error, FileExistsError)  # what gcsfs makes of a condition that does not hold
-            or "precondition" in said
-            or "pre-condition" in said
-            or "conditionalrequest" in said
-            or "412" in said[:8]
-        ):
+        if is_refused_condition(error):
             return _changed(self.path)
         if number in (errno.ENOSPC, errno.EDQUOT):
             return FileAccessError("cannot write: the disk is full", path=self.path)
@@ -369,7 +369,7 @@ def objects_at(url: str) -> Objects:
         Nothing can be written there, or what speaks to the store is not installed.
     """
     scheme = url.split(":", 1)[0].lower()
-    if scheme in _READ_ONLY or len(chain(url)) > 1:
+    if scheme in READ_ONLY or len(chain(url)) > 1:
         raise InvalidParamError(
             f"nothing can be written to an address of the kind {scheme}://", path=shown(url)
         )

@@ -72,6 +72,8 @@ _EXTRA = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf"})
 #: Libraries that log what they raise as well, addresses included.
 _TALKATIVE = ("fsspec", "gcsfs", "s3fs", "aiobotocore", "botocore", "google", "huggingface_hub")
 _NOWHERE = logging.NullHandler()
+#: Kinds of addresses that nothing can be written to.
+READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
 CREDENTIALS = "Credentials are looked for where the store's own tools look for them."
 
 
@@ -509,6 +511,15 @@ def state_of(info: dict[str, Any]) -> tuple[str, int]:
     seconds: Any = getattr(when, "timestamp", lambda: when)()
     modified = max(0, int(seconds)) if isinstance(seconds, (int, float)) else 0
     return state if state and "ino" not in info else f"{state}/{when}", modified
+
+
+def is_refused_condition(error: Exception) -> bool:
+    """Tell whether a store says that what a write expected is not so, or that another write of it is under way."""
+    if isinstance(error, FileExistsError) or str(getattr(error, "code", "")) == "412":
+        return True
+    said = str(error).lower()  # S3's names and sentences, and those of stores that speak it
+    words = ("precondition", "pre-condition", "conditionalrequest", "conditional request")
+    return "412" in said[:8] or any(word in said for word in words)
 
 
 def _plain(why: str) -> str:

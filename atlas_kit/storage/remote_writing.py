@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from atlas_kit.errors import (
-    AtlasError,
-    FileAccessError,
-    InvalidParamError,
-    MissingExtraError,
-    Remedy,
+from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError, MissingExtraError, Remedy
+from atlas_kit.storage.remote_stores import (
+    CREDENTIALS,
+    READ_ONLY,
+    file_system_of,
+    is_refused_condition,
+    room_for,
 )
-from atlas_kit.storage.remote_stores import CREDENTIALS, file_system_of, room_for
 from atlas_kit.storage.urls import chain, last_part, shown
 
 #: Parts of a large file that go at once, and how large they are: so much of it is in main memory.
@@ -35,7 +35,6 @@ _FREE: ContextVar[frozenset[str]] = ContextVar("free", default=frozenset())
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf", "memory"})
 #: Stores of which the first part of an address is a bucket.
 _BUCKETS = frozenset({"s3", "s3a", "gs", "gcs", "oci", "oss"})
-_READ_ONLY = frozenset({"http", "https", "github", "data", "zip", "tar", "libarchive", "reference"})
 
 
 def require_writable(url: str, *, force: bool) -> None:
@@ -48,7 +47,7 @@ def require_writable(url: str, *, force: bool) -> None:
     InvalidParamError, FileAccessError
     """
     scheme = url.split(":", 1)[0].lower()
-    if scheme in _READ_ONLY or len(chain(url)) > 1:
+    if scheme in READ_ONLY or len(chain(url)) > 1:
         raise InvalidParamError(
             f"nothing can be written to an address of the kind {scheme}://", path=shown(url)
         )
@@ -113,13 +112,11 @@ def put(path: str, url: str, *, new: bool = False) -> None:
             try:
                 _put_whole(fs, path, place, scheme, mode="create")
             except Exception as error:
-                if _is_unmet(error):
+                if is_refused_condition(error):
                     if _holds(fs, place, path):
                         return  # it is our own write, of which the answer was lost
                     raise _taken(url) from None
-                if (
-                    getattr(error, "errno", None) != errno.ENOSYS
-                ):  # a store that is like S3, without conditions
+                if getattr(error, "errno", None) != errno.ENOSYS:  # else it is like S3, without conditions
                     raise
             else:
                 return
@@ -145,14 +142,6 @@ def _put_whole(fs: Any, path: str, place: str, scheme: str, **options: Any) -> N
     if scheme in ("s3", "s3a"):
         options |= {"chunksize": _PART, "max_concurrency": _PARTS}
     fs.put_file(path, place, **options)
-
-
-def _is_unmet(error: Exception) -> bool:
-    """Tell whether a store says that there is a file already, or that another write of it is under way."""
-    said = f"{getattr(error, 'code', '')} {error}".lower()
-    return isinstance(error, FileExistsError) or any(
-        word in said for word in ("precondition", "pre-condition", "412", "conditional request")
-    )
 
 
 def _holds(fs: Any, place: str, path: str) -> bool:

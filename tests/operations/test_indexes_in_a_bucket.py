@@ -14,7 +14,7 @@ pytest.importorskip("flask_cors", reason="needs the cloud extra, and flask-cors"
 from atlas_kit.episodes import Kind
 from atlas_kit.fleet.files import found
 from atlas_kit.llama import FakeEngine
-from atlas_kit.operations.many_memories import Together, gather, search_memories
+from atlas_kit.operations.many_memories import JoinedIndexes, gather, search_memories
 from atlas_kit.operations.memory_indexes import Memory, make_indexes, memories_of
 from tests.operations.test_memory_indexes import DOCUMENTS, Words, write
 from tests.storage.s3_server import S3Server, s3_serving
@@ -75,11 +75,11 @@ def test_of_a_large_memory_little_is_read(s3: S3Server, engine: FakeEngine, tmp_
     gathered = gather([remote], engine.info.identity)
     index = gathered.parts[0].index
     s3.forget()
-    episodes = Together(gathered.parts).episodes(engine.piece)
+    episodes = JoinedIndexes(gathered.parts).episodes(engine.piece)
     best = episodes.search("ambiguous option prefix", 3)
     texts = [episodes.text(one.segment.start, one.segment.stop) for one in best]
     near = gather([memory], engine.info.identity)
-    plain = Together(near.parts).episodes(engine.piece)
+    plain = JoinedIndexes(near.parts).episodes(engine.piece)
     assert [one.segment[:3] for one in plain.search("ambiguous option prefix", 3)] == [
         one.segment[:3] for one in best
     ]
@@ -105,6 +105,6 @@ def test_what_was_put_anew_is_read_itself(s3: S3Server, engine: FakeEngine, tmp_
     memories = memories_of(list(found(["s3://bucket/anew/*.atlas"])))
     gathered = gather(memories, engine.info.identity, words=(engine.piece, engine.info.n_vocab))
     assert gathered.indexed == 0
-    episodes = Together(gathered.parts).episodes(engine.piece)
+    episodes = JoinedIndexes(gathered.parts).episodes(engine.piece)
     (best,) = episodes.search("lantern", 1)
     assert episodes.text(*best.segment[:2]) == "The lantern is yellow."

@@ -20,7 +20,7 @@ from atlas_kit.llama import FakeEngine
 from atlas_kit.llama.likeness import FarLikeness, Likeness
 from atlas_kit.llama.recalling import Recall, candidates
 from atlas_kit.operations.episodes import joined
-from atlas_kit.operations.many_memories import Together, _named, gather, search_memories, session_over
+from atlas_kit.operations.many_memories import JoinedIndexes, _named, gather, search_memories, session_over
 from atlas_kit.operations.memory_indexes import ENCRYPTED, Memory, find_index, make_indexes
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.persistence.episode_entries import put_episodes
@@ -165,9 +165,9 @@ def test_the_same_is_found_with_an_index_and_without(
 def test_likeness_is_the_same(engine: FakeEngine, memories: list[Memory]) -> None:
     indexed(engine, memories)
     gathered = gather(memories, engine.info.identity)
-    together = Together(gathered.parts)
-    far, near, plain = together.episodes(engine.piece), Likeness(engine), whole(engine, memories)
-    likeness = FarLikeness(engine, *together.token_counts(), len(far), together.token_blocks)
+    indexes = JoinedIndexes(gathered.parts)
+    far, near, plain = indexes.episodes(engine.piece), Likeness(engine), whole(engine, memories)
+    likeness = FarLikeness(engine, *indexes.token_counts(), len(far), indexes.token_blocks)
     for question in QUESTIONS:
         asked = engine.tokenize(question)
         one, two = likeness.question(far.arrays(), asked), near.question(plain.arrays(), asked)
@@ -225,7 +225,7 @@ def test_an_index_of_another_state_is_not_used(
     assert find_index(changed[3]) is None
     gathered = gather(changed, engine.info.identity, words=(engine.piece, engine.info.n_vocab))
     assert gathered.indexed == 3
-    found = Together(gathered.parts).episodes(engine.piece).search("Who built the bridge?", 1)
+    found = JoinedIndexes(gathered.parts).episodes(engine.piece).search("Who built the bridge?", 1)
     assert found[0].segment.time_ms == 3
     result = make_indexes(changed, Words(engine), engine.info.identity)
     assert (len(result.kept), result.made) == (3, [beside(changed[3].name)])
@@ -343,7 +343,7 @@ def test_a_damaged_index_is_as_good_as_none(engine: FakeEngine, memories: list[M
         place.write_bytes(data)
         gathered = gather(memories[3:], engine.info.identity, words=(engine.piece, engine.info.n_vocab))
         try:
-            episodes = Together(gathered.parts).episodes(engine.piece)
+            episodes = JoinedIndexes(gathered.parts).episodes(engine.piece)
             for one in episodes.search("Who built the bridge?", 3):
                 episodes.text(one.segment.start, one.segment.stop)
         except AtlasError:
