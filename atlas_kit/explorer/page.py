@@ -317,12 +317,22 @@ def bars(
     )
 
 
-#: From nothing to much: Okabe and Ito's blue over yellow to vermilion is told apart by all eyes, and by lightness.
-_HEAT = ((0.0, (230, 240, 250)), (0.35, (120, 180, 220)), (0.65, (240, 200, 90)), (1.0, (190, 60, 0)))
+#: From nothing to much: Okabe and Ito's blue over yellow to vermilion is told apart by all eyes, and by lightness. The
+#: page is seen through what is little, so that "nothing" stands out neither on a light page nor on a dark one.
+_HEAT = (
+    (0.0, (120, 180, 220, 51)),
+    (0.35, (120, 180, 220, 255)),
+    (0.65, (240, 200, 90, 255)),
+    (1.0, (190, 60, 0, 255)),
+)
 
 
 def heat(share: float) -> str:
-    """Return the colour of a share from 0 to 1."""
+    """Return the colour of a share from 0 to 1, with its opacity as the fourth part.
+
+    >>> heat(0), heat(1)
+    ('#78b4dc33', '#be3c00ff')
+    """
     share = min(max(share, 0.0), 1.0)
     (low, a), (high, b) = next(pair for pair in itertools.pairwise(_HEAT) if share <= pair[1][0])
     part = (share - low) / (high - low)
