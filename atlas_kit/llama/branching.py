@@ -73,6 +73,21 @@ class Branch:
             raise ModelError("the context cannot be restored", path=session.engine.info.path)
         session._context, session._position = context[:], self._was[1]
         session._last_output, session.memory = self._was[2], self._was[3]
+        if session.memory is not None and self._watched is not None:
+            session.memory.watched = self._watched
+
+    def blend(self, tokens: Sequence[int]) -> None:
+        """Let the session's memory answer behind what was read here, too; it does not learn.
+
+        Parameters
+        ----------
+        tokens
+            The last that were read, one or more: what comes next is looked up as what followed them.
+        """
+        session = self._session
+        session.memory, session._last_output = self._was[3], None
+        if session.memory is not None:
+            session.memory.watched = np.asarray(tokens, np.int64)
 
     def begin(self, tokens: Sequence[int]) -> Work[None]:
         """Read what every question begins with; the engine's bytes of it are kept for the next question.

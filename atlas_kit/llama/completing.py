@@ -6,14 +6,27 @@ stand around it. Knows no chat templates.
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from atlas_kit.llama.asking_prompts import Form
 from atlas_kit.llama.branching import Branch
-from atlas_kit.llama.recalling import Recall, Recalled, candidates, recall_of, recalling, within
+from atlas_kit.llama.recalling import (
+    Piece,
+    Recall,
+    Recalled,
+    candidates,
+    recall_of,
+    recalling,
+    stands_in,
+    within,
+)
 from atlas_kit.llama.sampling import Sampling
-from atlas_kit.llama.steps import Step, Token
+from atlas_kit.llama.steps import Step, Token, Work
 
 if TYPE_CHECKING:
     from atlas_kit.llama.inside import Inside
@@ -25,7 +38,9 @@ def completing(
 ) -> Generator[Step | Token, Any, Recalled]:  # fmt: skip
     """Go on greedily behind some tokens, in steps; yields tokens as they come, and leaves no trace.
 
-    What helps is read again in front of them, in place of the context; where nothing does, they stand behind it.
+    What helps is read again in front of them, in place of the context; where nothing does, they stand behind it. The
+    memory answers, too. Where its exact window still holds what helps, it may know better without: then both are
+    asked, and of the two the one that is surer of what it says is told.
     ``given`` are tokens to read in front of them instead, as if just these had been found.
     """
     yield from session.catching_up()
@@ -48,15 +63,59 @@ def completing(
         if given:
             told = b"".join(map(engine.piece, given)).decode("utf-8", "replace").strip()
             yield from branch.read([*form.before, *branch.written(told, line, beginning[:-1])])
-        if given or recalled.pieces:
+        said: list[Token] | None = None
+        if recalled.pieces:
+            branch.blend(asked)
+            rest = rest[-1:]
+            if _in_window(session, recalled.pieces):
+                behind = yield from _held_back(session, rest, max_tokens)
+                branch.remember()
+                alone = yield from _held_back(session, beginning, max_tokens)
+                said = behind if _sureness(behind) > _sureness(alone) else alone
+        elif given:
             rest = rest[-1:]
         else:
             branch.remember()
-        yield from session.reading(rest, score=False)
-        yield from session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
+        if said is None:
+            yield from session.reading(rest, score=False)
+            yield from session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
+        else:
+            yield from said
     finally:
         branch.close()
     return recalled
+
+
+def _in_window(session: Inside, pieces: Sequence[Piece]) -> bool:
+    """Tell whether the exact window of a memory holds all of some pieces."""
+    if session.memory is None or session.episodes is None:
+        return False
+    held = np.asarray(session.memory.slots().tokens, np.int32).tobytes()
+    return all(stands_in(session.episodes.tokens(piece.start, piece.stop), held) for piece in pieces)
+
+
+def _held_back(session: Inside, tokens: Sequence[int], max_tokens: int) -> Work[list[Token]]:
+    """Read tokens and return what follows greedily, without telling it as it comes."""
+    yield from session.reading(tokens, score=False)
+    work = session.generating(max_tokens=max_tokens, sampling=Sampling(temperature=0))
+    said, outputs = list[Token](), None
+    try:
+        while True:
+            item = work.send(outputs)
+            outputs = None
+            if isinstance(item, Token):
+                said.append(item)
+            else:
+                outputs = yield dataclasses.replace(item, token=None)  # which would be told otherwise
+    except StopIteration:
+        return said
+    finally:
+        work.close()
+
+
+def _sureness(said: Sequence[Token]) -> float:
+    """Return the mean log-probability of tokens, in nats; the least possible where nothing was said."""
+    return statistics.fmean([token.logprob for token in said if token.logprob is not None] or [-np.inf])
 
 
 def complete(

@@ -265,7 +265,7 @@ def candidates(
         inside = episodes.text(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside):
             continue
-        known = _in_context(episodes.tokens(start, stop), held)
+        known = stands_in(episodes.tokens(start, stop), held)
         if known and there is not None:
             continue
         line = segment.line + episodes.text(segment.start, start).count("\n")
@@ -330,8 +330,8 @@ def _is_question(segment: Segment, text: str) -> bool:
     return segment.kind == Kind.USER and text.rstrip().endswith(("?", "？"))
 
 
-def _in_context(tokens: Sequence[int], held: bytes) -> bool:
-    """Tell whether tokens stand in the model's context; at their ends they may have been joined to others there."""
+def stands_in(tokens: Sequence[int], held: bytes) -> bool:
+    """Tell whether tokens stand among those of an int32 array; at their ends they may have been joined to others."""
     inside = tokens[SEAM:-SEAM] if len(tokens) > 3 * SEAM else tokens
     wanted, at = np.asarray(inside, np.int32).tobytes(), -1
     while (at := held.find(wanted, at + 1)) >= 0:

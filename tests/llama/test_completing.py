@@ -8,6 +8,7 @@ from atlas_kit.episodes import Kind
 from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.llama.completing import complete
 from atlas_kit.llama.recalling import Recall, Recalled
+from atlas_kit.llama.steps import Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 CODE = "The code of Bamiru is 4711."
@@ -65,3 +66,57 @@ def test_where_nothing_is_found_it_goes_on_with_the_context(session):
     text, recalled = complete(session, begun("x"), 4)
     assert recalled == Recalled(reason="nothing was found")
     assert text
+
+
+def test_the_memory_answers_behind_what_was_read_again(session, monkeypatch):
+    seen = []
+    generating = AtlasSession.generating
+
+    def seeing(self, **options):
+        seen.append((self.memory, self.learns, bytes(self.memory.watched.tolist())))
+        return generating(self, **options)
+
+    monkeypatch.setattr(AtlasSession, "generating", seeing)
+    memory = session.memory
+    complete(session, begun("The code of Bamiru is "), 4, recall=Recall("always", tokens=32))
+    assert seen == [(memory, False, b"The code of Bamiru is")]  # what is looked up is what followed that
+    assert len(memory.watched) == 0
+
+
+@pytest.fixture
+def windowed():
+    """A session whose window still holds what its context does not."""
+    with AtlasSession(FakeEngine(n_ctx=400, n_batch=64), SETTINGS) as session:
+        session.feed("The lake is deep and cold.\n" * 4 + f"{CODE}\n" + "A hill stands there.\n")
+        session.forget_context()
+        yield session
+
+
+@pytest.mark.parametrize("surer", [0, 1])
+def test_what_the_window_holds_is_asked_for_both_ways_and_the_surer_is_told(windowed, monkeypatch, surer):
+    answers, generating = [], AtlasSession.generating
+
+    def sure(self, **options):
+        number, said = len(answers), []
+        answers.append((bytes(self.context_tokens).decode(), said))
+        outputs, work = None, generating(self, **options)
+        while True:
+            try:
+                item = work.send(outputs)
+            except StopIteration as done:
+                return done.value
+            if isinstance(item, Token):
+                item = item._replace(text=str(number), logprob=-1.0 - (number != surer))
+                said.append(item)
+            outputs = yield item
+
+    monkeypatch.setattr(AtlasSession, "generating", sure)
+    memory, before = windowed.memory, windowed.memory.tokens_seen
+    text, recalled = complete(
+        windowed, begun("The code of Bamiru is "), 3, recall=Recall("always", tokens=32)
+    )
+    assert CODE in recalled.pieces[0].text
+    assert [CODE in context for context, _ in answers] == [True, False]
+    assert text == str(surer) * 3
+    assert (windowed.memory, memory.tokens_seen, windowed.context_tokens) == (memory, before, ())
+    assert len(memory.watched) == 0
