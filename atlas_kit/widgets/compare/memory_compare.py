@@ -477,7 +477,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         x, y = self.a.window, self.b.window
         if x is None or y is None:
             missing = [side.label for side in (self.a, self.b) if side.window is None]
-            self.window.caption, self.window.rows = f"{' and '.join(missing)}: no window to compare.", []
+            self.window.caption, self.window.rows = _no_window(missing), []
             return
         found = numbers.compare_windows(x, y)
         with self.window.hold_sync():
@@ -587,6 +587,12 @@ def _row(children: Sequence[Any]) -> ipywidgets.HBox:
         children,
         layout=ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="8px 16px"),
     )
+
+
+def _no_window(labels: Sequence[str]) -> str:
+    """Say why no windows are compared."""
+    have = "has no window" if len(labels) == 1 else "have no window"
+    return f"{' and '.join(labels)} {have} of exact tokens: there is nothing to compare here."
 
 
 def _model_of(*given: Any) -> Any:

@@ -1,13 +1,19 @@
 // What a page says when the kernel that knew its widgets is gone: once for each whole, above all of its parts.
-// ipywidgets marks every view whose kernel is gone by a class, after it has told the models.
+// ipywidgets tells the models, and marks its own views by a class; not anywidget's, but those have a layout that knows.
 
 export const GONE =
   "The kernel was restarted or is gone, so that it does not answer. This picture is from before: run the cell again.";
 
 const MARK = "jupyter-widgets-disconnected";
 
-/** @param {Element} el */
-export const isGone = (el) => el.closest(`.${MARK}`) !== null;
+/** @typedef {{get: (name: string) => any, on: (name: string, callback: () => void) => void,
+ *             off: (name: string, callback: () => void) => void}} Told */
+
+/**
+ * @param {Told} model
+ * @param {Element} el
+ */
+export const isGone = (model, el) => model.get("layout")?.comm_live === false || el.closest(`.${MARK}`) !== null;
 
 /**
  * Return the outermost widget that a view is a part of.
@@ -21,14 +27,14 @@ function whole(el) {
 
 /**
  * Say that the kernel is gone as soon as it is; return what ends that. A MemoryLab says so in its own line.
- * @param {{on: (name: string, callback: () => void) => void, off: (name: string, callback: () => void) => void}} model
+ * @param {Told} model
  * @param {Element} el
  */
 export function tellWhenGone(model, el) {
   const connected = () => setTimeout(() => {
     const all = whole(el);
     const said = all.querySelector(":scope > .atlas-gone");
-    if (!isGone(el)) said?.remove();
+    if (!isGone(model, el)) said?.remove();
     else if (!said && !all.querySelector(".atlas-lab")) {
       const note = document.createElement("p");
       note.className = "atlas-gone";

@@ -144,7 +144,7 @@ function render({ model, el }) {
     const caption = cell("caption", model.get("caption"));
     const tbody = document.createElement("tbody");
     tbody.append(...rows.map((row) => line(row, columns, model.get("chooses"))));
-    table.append(caption, head(columns), tbody);
+    table.append(caption, ...(rows.length || !caption.textContent ? [head(columns), tbody] : [])); // it says why
     const frame = document.createElement("div");
     frame.className = "frame";
     frame.tabIndex = 0; // a keyboard scrolls it

@@ -534,7 +534,7 @@ function render({ model, el }) {
   document.addEventListener("atlas-show", shown);
   const connected = () => {
     view.greet(); // or not any more: then nobody answers
-    setTimeout(() => view.connected(!isGone(el)));
+    setTimeout(() => view.connected(!isGone(model, el)));
   };
   model.on("comm_live_update", connected);
   measured();
