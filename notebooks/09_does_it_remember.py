@@ -381,7 +381,8 @@ print("It remembered." if RIGHT in answer.text else found)
 # are still worth a look: choose *recall always*.)
 
 # %%
-session = AtlasSession(engine, memory=settings)
+# A session with a model of its own, so that the lab stays open while others ask below.
+session = AtlasSession(str(model), memory=settings, engine_options={"n_threads": 1})
 lab = MemoryLab(session, document)
 lab.run(1200)
 lab.ask("What is the median of the data?" if not talks else "What does an assert statement do?",
@@ -394,12 +395,9 @@ lab
 # The gate decides between two mistakes: leaving out what would help, and bringing in what has nothing to do with
 # the question. Where should it be? Ask for all `COLOURS`, and for the names in `others`, which were never
 # stored, with gates of 0, 0.5, 1, 2 and 4 nats (`Recall(gate=...)`), and count how often something is recalled.
-# (Close the lab's session first: this model has room for one.)
 
 # %% tags=["solution"]
 with folded():
-    lab.close()
-    session.close()
     if talks:
         others = [
             "Who wrote Hamlet?",
