@@ -51,7 +51,7 @@ def clock() -> float:
 
 
 @dataclass
-class Record:
+class LeaseRecord:
     """What the store knows of a session.
 
     Attributes
@@ -77,7 +77,7 @@ class Record:
         return json.dumps({**dataclasses.asdict(self), "mark": os.urandom(8).hex()}).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Record:
+    def from_bytes(cls, data: bytes) -> LeaseRecord:
         """Return what is stored.
 
         Raises
@@ -104,7 +104,7 @@ class Lease:
     """
 
     id: str
-    record: Record
+    record: LeaseRecord
     version: str
     turn: int
     inherited: bool = False
@@ -225,10 +225,10 @@ class Leases:
 
     # --- holding ---------------------------------------------------------------------------------------------
 
-    def read(self, session: str) -> tuple[Record, str] | None:
+    def read(self, session: str) -> tuple[LeaseRecord, str] | None:
         """Return the record of a session and its version; None: there is none."""
         found = self.objects.read(f"{_RECORDS}/{session}")
-        return None if found is None else (Record.from_bytes(found.data), found.version)
+        return None if found is None else (LeaseRecord.from_bytes(found.data), found.version)
 
     def take(self, session: str, *, begin: bool = True) -> Lease | None:
         """Take a session that nobody holds who is alive; of one that somebody does, leave word that it is wanted.
@@ -243,7 +243,7 @@ class Leases:
             The store is away.
         """
         for _ in range(_TRIES):
-            record, version = self.read(session) or (Record(), ABSENT)
+            record, version = self.read(session) or (LeaseRecord(), ABSENT)
             holder = record.holder
             if not begin and holder is None and record.state is None and not record.about:
                 return None
@@ -361,7 +361,7 @@ class Leases:
             raise LeaseLostError
         lease.record, lease.version = found
 
-    def _put(self, session: str, record: Record, expect: str) -> str:
+    def _put(self, session: str, record: LeaseRecord, expect: str) -> str:
         return self.objects.put(f"{_RECORDS}/{session}", record.to_bytes(), expect)
 
     def _ask(self, holder: str, session: str) -> None:

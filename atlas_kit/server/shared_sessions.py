@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_kit.errors import AtlasError, FileAccessError, FileCorruptError
 from atlas_kit.persistence.index_tables import ENDING
 from atlas_kit.server.keys import Key
-from atlas_kit.server.leases import Lease, Record
+from atlas_kit.server.leases import Lease, LeaseRecord
 from atlas_kit.server.moved import LeaseLostError
 from atlas_kit.server.session_files import SessionFiles, make_private, session_info
 from atlas_kit.server.shared_store import SharedStore
@@ -609,7 +609,7 @@ class SharedSessions(SessionFiles):
                     try:
                         with open(entry.path, encoding="utf-8") as file:
                             found = json.load(file)
-                        record = Record.from_bytes(json.dumps(found["record"]).encode())
+                        record = LeaseRecord.from_bytes(json.dumps(found["record"]).encode())
                         lease, waits = Lease(session, record, str(found["version"]), -1), bool(found["waits"])
                         whole = waits or record.state is None or os.path.lexists(self._path(session))
                         number = int(found["number"])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from atlas_kit.errors import ConflictError, FileAccessError, FileCorruptError
-from atlas_kit.server.leases import Leases, Record
+from atlas_kit.server.leases import LeaseRecord, Leases
 from atlas_kit.server.moved import HeldElsewhereError, LeaseLostError
 from atlas_kit.storage.objects import Objects, objects_at
 
@@ -192,9 +192,9 @@ def test_who_only_looks_begins_nothing(two: Any) -> None:
 
 
 def test_no_two_records_are_the_same_bytes() -> None:
-    record = Record(3, "one", "replica one", "state", {"a": 1})
+    record = LeaseRecord(3, "one", "replica one", "state", {"a": 1})
     assert record.to_bytes() != record.to_bytes()
-    assert Record.from_bytes(record.to_bytes()) == record
+    assert LeaseRecord.from_bytes(record.to_bytes()) == record
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_no_two_records_are_the_same_bytes() -> None:
 )
 def test_a_damaged_record_is_told(data: bytes) -> None:
     with pytest.raises(FileCorruptError):
-        Record.from_bytes(data)
+        LeaseRecord.from_bytes(data)
 
 
 def test_one_that_began_since_the_last_look_is_not_taken_for_gone(two: Any, store: Objects) -> None:
