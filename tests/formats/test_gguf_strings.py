@@ -125,6 +125,16 @@ def test_a_count_that_cannot_fit_is_refused_before_allocating() -> None:
         walk_strings(BufferStream(bytes(64)), 1 << 60, PREFIXES[0])
 
 
+@pytest.mark.parametrize("prefix", PREFIXES, ids=lambda p: p.format)
+def test_an_empty_array_may_stand_behind_a_long_one(prefix: struct.Struct) -> None:
+    long = [b"word"] * strings.SHORT
+    stream = BufferStream(encode(long, prefix) + b"behind")
+    walk_strings(stream, len(long), prefix)
+    end = stream.pos
+    assert list(walk_strings(stream, 0, prefix)) == [end]
+    assert stream.pos == end
+
+
 def test_a_growing_window_gives_the_same(tmp_path) -> None:
     texts = [b"token%d" % i for i in range(30_000)]
     data = encode(texts, PREFIXES[0])

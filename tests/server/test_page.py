@@ -103,7 +103,8 @@ def test_what_is_read_and_said_is_shown_token_by_token(page: Page, serve: Server
     assert page.locator(".tokens [class*=surprise]").count() == 0
     read.focus()
     page.keyboard.press("ArrowLeft")
-    expect(page.locator(".story .came")).to_have_text(".")
+    expect(page.locator(".story .context .came")).to_have_text(".")
+    expect(page.locator(".story .because")).to_contain_text("the window knew it from")
     expect(page.locator(".story")).to_contain_text("nats")
     expect(page.locator(".read .heard")).to_contain_text("without the memory")
     page.get_by_label("New session").fill("anna")

@@ -56,6 +56,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "even_steps": (0, 64, 512),
     "sharpness": (10.0, 20.0),
     "ranking": (False,),
+    "states": ("final", "middle"),
 }
 
 

@@ -65,7 +65,8 @@ def walk_strings(stream: BufferStream, count: int, prefix: Struct) -> Sequence[i
             f"an array of {count} strings is promised, and {max(left, 0)} bytes are left",
             offset=stream.pos,
         )
-    _foresee(stream, stream.pos, (), 0, count, prefix.size)
+    if count:
+        _foresee(stream, stream.pos, (), 0, count, prefix.size)
     vector = count >= SHORT and ("numpy" in sys.modules or count > WORTH_NUMPY)
     walk = _walk_vector if vector else _walk_plain
     offsets: Any = walk(stream, count, prefix)
