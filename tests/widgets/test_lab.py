@@ -751,6 +751,18 @@ def test_a_long_text_is_cut_beside_the_cell_that_starts_and_says_so(slow):
     assert (slow.state, slow.facts()["total"], len(slow.history.tokens)) == ("done", 600, 600)
 
 
+def test_a_text_that_is_read_again_is_not_cut_again(slow):
+    slow.session.engine.go.set()
+    for _ in range(3):
+        slow.run()
+        assert (slow.state, slow.facts()["total"]) == ("done", 600)
+        slow.reset()
+    slow.run()
+    slow.run()  # where something stands before it, there may be no begin token
+    slow.run()
+    assert slow.session.engine.texts.count("a long one. " * 50) == 2
+
+
 def test_another_text_that_is_chosen_while_one_is_cut_is_the_one_that_is_read(slow):
     slow.start()
     slow.text_to_read = "a short one"  # waits half a second for the other, at most
