@@ -27,6 +27,7 @@ class Inside(Protocol):
     blends: bool
     observer: Observer | None
     feed_limit: int
+    keeps: int
     talked: list[tuple[str, str]]
     _context: list[int]
     _position: int
@@ -72,6 +73,9 @@ class Inside(Protocol):
 
     def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
         """Append tokens to the context."""
+
+    def _kept(self) -> int:
+        """Return how many tokens at the beginning of the context stay when it is full."""
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""

@@ -25,6 +25,7 @@ from atlas_kit.llama.engine import COPIED, Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.loading import claim, engine_of
+from atlas_kit.llama.placing import placing
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -36,7 +37,6 @@ from atlas_kit.llama.steps import (
     Step,
     Token,
     Work,
-    common_length,
     log_softmax,
     scores,
 )
@@ -463,26 +463,7 @@ class AtlasSession:
         tokens
             What it shall have been read from.
         """
-        yield from self.catching_up()
-        context, keep = self._context, self._kept()
-        gone = len(history) - len(context)
-        whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
-        same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
-        if gone + same == len(tokens) and same == len(context) and self._last_output is not None:
-            return
-        same = min(same, len(tokens) - gone - 1)  # the last one is read again, for what it gives
-        if same <= keep or not self.engine.forget(self.sequence, same):
-            self.forget_context()
-            most = self.engine.n_ctx
-            owed = list(tokens)
-            if len(owed) >= most and not self.engine.info.recurrent:  # as if it had just been full
-                front = owed[: min(self.keeps, most - 4)] or [*self.engine.begin]
-                owed = [*front, *owed[-max(1, (most - len(front)) // 2) :]]
-        else:
-            del context[same:]
-            self._position, self._last_output, owed = same, None, list(tokens[gone + same :])
-        self._owed = owed
-        yield from self.catching_up()
+        return placing(self, history, tokens)
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
