@@ -59,6 +59,7 @@ class Inside(Protocol):
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         sampler: Any = None,
+        leaves_last: bool = False,
     ) -> Generator[Step | Token, Any, Finish]:
         """Read and say what follows, in steps."""
 

@@ -13,12 +13,14 @@ from atlas_kit.llama.steps import Work, common_length
 
 def placing(session: Inside, history: Sequence[int], tokens: Sequence[int]) -> Work[None]:
     """Do ``AtlasSession.placing``."""
-    yield from session.catching_up()
-    context, keep = session._context, session._kept()
-    gone = len(history) - len(context)
-    whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
-    same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
-    if gone + same == len(tokens) and same == len(context) and session._last_output is not None:
+    if len(session._owed) != 1 or not session._context:
+        yield from session.catching_up()
+    context, keep, owed = session._context, session._kept(), session._owed
+    gone, ends = len(history) - len(context) - len(owed), len(history) - len(owed)
+    whole = gone >= 0 and [*context[keep:], *owed] == list(history[gone + keep :])
+    same = keep + common_length(context[keep:], tokens[gone + keep : ends]) if whole else 0
+    known = gone + same == ends and same == len(context)
+    if known and list(tokens[ends:]) == owed and (owed or session._last_output is not None):
         return
     same = min(same, len(tokens) - gone - 1)  # the last one is read again, for what it gives
     if same <= keep or not session.engine.forget(session.sequence, same):
@@ -32,4 +34,5 @@ def placing(session: Inside, history: Sequence[int], tokens: Sequence[int]) -> W
         del context[same:]
         session._position, session._last_output, owed = same, None, list(tokens[gone + same :])
     session._owed = owed
-    yield from session.catching_up()
+    if len(owed) > 1:  # a single one is read together with what follows
+        yield from session.catching_up()

@@ -233,3 +233,87 @@ def test_a_session_reads_as_much_at_once_as_before_when_its_work_is_over():
         pool.step()
         pool.cancel(job)
         assert session.feed_limit == limit
+
+
+@pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
+@pytest.mark.parametrize(("n_ctx", "n_batch"), [(256, 32), (64, 32), (16, 8), (64, 2)])
+def test_a_last_token_is_read_with_what_follows_it(n_ctx, n_batch, memory):
+    """It costs no decode of its own, and nothing that is said or learned changes, over turns and full contexts."""
+    said, learned, decodes, texts = [], [], [], []
+    for leaves_last in (False, True):
+        engine = FakeEngine(n_ctx=n_ctx, n_batch=n_batch, n_sequences=3)
+        sessions = [AtlasSession(engine, memory) for _ in range(3)]
+        pool = SessionPool(engine)
+        for turn in range(4):
+            jobs = [
+                pool.submit(one, one.generating(
+                    prompt[turn:][:30] or "b", max_tokens=5 + at, sampling=GREEDY, leaves_last=leaves_last
+                ))
+                for at, (one, prompt) in enumerate(zip(sessions, PROMPTS, strict=True))
+            ]  # fmt: skip
+            pool.run()
+            assert [job.finish_reason for job in jobs] == ["length"] * 3
+            assert all(not session.due and session.owes == leaves_last for session in sessions)
+            said.append([ids(job.tokens) for job in jobs])
+        decodes.append(engine.decodes)
+        for session in sessions:
+            session.run(session.catching_up())
+            texts.append((session.context_tokens, session.tokens_read))
+            if memory is not None:
+                learned.append(arrays(session))
+    assert said[:4] == said[4:]
+    assert texts[:3] == texts[3:]
+    assert decodes[1] < decodes[0] or n_batch == 2
+    for one, other in zip(learned[:3], learned[3:], strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize("how", ["ends", "fails", "cancelled", "abandoned"])
+def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, monkeypatch):
+    """In turn: eight that end with the same token do not keep a ninth waiting for eight steps."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    engine = FakeEngine(n_ctx=64, n_sequences=9)
+    sessions = [AtlasSession(engine, SMALL) for _ in range(8)]
+    other = AtlasSession(engine, None)
+    commits, memory = [], sessions[0].memory.memory
+    step = memory.step
+
+    def counted(*args, **more):
+        commits.append(1)
+        if how == "fails" and len(commits) > steps + 2:
+            raise DivergedError("too far")
+        return step(*args, **more)
+
+    monkeypatch.setattr(memory, "step", counted)
+    pool, steps = SessionPool(engine), 8 * 2
+    jobs = [
+        pool.submit(
+            one, one.generating("to be or", max_tokens=17, sampling=GREEDY, leaves_last=True, stop="never")
+        )
+        for one in sessions
+    ]
+    ninth = pool.generate(other, "a", max_tokens=60, sampling=GREEDY)
+    while not any(job.done or job.ending for job in jobs):
+        pool.step()
+    assert not any(job.done for job in jobs)
+    assert all(len(ids(job.tokens)) == 17 for job in jobs if job.ending)
+    if how == "cancelled":
+        for job in jobs:
+            pool.cancel(job)
+        assert not any(session.due for session in sessions)
+    elif how == "abandoned":
+        pool._batches.abandon(ModelError("broken"))
+        assert all(isinstance(job.error, ModelError) for job in jobs)
+    else:
+        while len(pool):
+            pool.step()
+        assert len(ids(ninth.tokens)) == 60
+    assert len(pool) == (how == "cancelled")
+    assert all(job.done for job in jobs)
+    if how == "fails":
+        assert sum(isinstance(job.error, DivergedError) for job in jobs) > 0
+    elif how == "ends":
+        assert [job.finish_reason for job in jobs] == ["length"] * 8
+        assert all(not session.due and session.owes == 1 for session in sessions)
