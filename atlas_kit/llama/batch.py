@@ -38,6 +38,8 @@ LEARN_AT_ONCE, SPREAD = 2, 8
 #: The same of those that learn beside a decode. A step comes once in 16 tokens or so: were it more than that part of
 #: all, one decode would wait for them and the next have none beside it.
 BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
+#: Texts that are read for one session that generates, from which on as much of them is decoded at once as can be.
+MOSTLY = 2
 #: Bytes of outputs that are copied so that one half can go on beside the other's decode. Those of a long text beside a
 #: large vocabulary are several hundred megabytes: they are used up where they are.
 MOST_COPIED = 64 << 20
@@ -463,23 +465,36 @@ class Batches:
         Who has learning due waits for it.
 
         Hidden states make every token of a batch an output, so what needs none and is not all outputs already waits
-        for a batch of its own.
+        for a batch of its own. Where most of those who wait have a text to be read, as much of that is taken as the
+        engine takes; where most generate, so little that they do not wait long.
         """
         chosen: list[Job] = []
-        total, kinds = 0, set[bool]()
+        total, wanted, kinds = 0, 0, set[bool]()
         free = set(map(id, learning))
+        most, outputs = self._limits_of(among)
         for job in among:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
-            if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
+            if kind is not None and kinds - {kind}:
+                continue
+            gives = total + size if kind or True in kinds else wanted + step.feed.outputs
+            if total + size > most or gives > outputs:
                 continue
             if kind is not None:
                 kinds.add(kind)
             chosen.append(job)
-            total += size
+            total, wanted = total + size, wanted + step.feed.outputs
         return chosen
+
+    def _limits_of(self, among: list[Job]) -> tuple[int, int]:
+        """Return how many tokens may be decoded next, and how many outputs they may have."""
+        waiting = [job.waiting for job in among if job.waiting is not None]
+        reads = sum([step.token is None for step in waiting])
+        if reads > MOSTLY * (len(waiting) - reads):
+            return self.engine.n_together, self.engine.n_outputs
+        return self.engine.n_batch, self.engine.n_batch
 
     def _one_stage(self, batch: list[Job], ending: Sequence[Job] = ()) -> list[tuple[Job, list[Token]]]:
         """Decode, and go on with what came; ``ending``: whose memories learn beside that, and who are done then."""

@@ -317,3 +317,42 @@ def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, mo
     elif how == "ends":
         assert [job.finish_reason for job in jobs] == ["length"] * 8
         assert all(not session.due and session.owes == 1 for session in sessions)
+
+
+@pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
+def test_texts_that_come_together_are_read_together(memory):
+    """As many tokens as the engine takes; but where most generate, few enough that they do not wait long."""
+    engine = FakeEngine(n_ctx=64, n_sequences=12, n_batch=16, n_together=200, n_outputs=64)
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, *, hidden=False):
+        sizes.append([len(feed.tokens) for feed in feeds])
+        return decode(feeds, hidden=hidden)
+
+    engine.decode = counted
+    sessions = [AtlasSession(engine, memory) for _ in range(12)]
+    with contextlib.ExitStack() as stack:
+        alone = stack.enter_context(AtlasSession(FakeEngine(n_ctx=64, n_batch=16), memory))
+        alone.feed_limit = 8
+        expected = ids(alone.generate("to be or", max_tokens=12, sampling=GREEDY))
+    pool = SessionPool(engine)
+    first = [pool.generate(one, "to be or", max_tokens=12, sampling=GREEDY) for one in sessions[:8]]
+    pool.step()
+    assert sizes == [[8] * 8]  # 64 outputs with a memory, and all that there are without
+    late = [pool.generate(one, "to be or", max_tokens=12, sampling=GREEDY) for one in sessions[8:]]
+    while not all(job.tokens for job in late):
+        pool.step()
+    assert max(sum(size) for size in sizes[1:]) <= 16
+    pool.run()
+    assert [ids(job.tokens) for job in (*first, *late)] == [expected] * 12
+
+
+def test_outputs_are_bounded_where_texts_are_scored():
+    engine = FakeEngine(n_ctx=64, n_sequences=12, n_batch=16, n_together=200, n_outputs=20)
+    sessions = [AtlasSession(engine, None) for _ in range(12)]
+    pool, told = SessionPool(engine), []
+    for one in sessions:
+        pool.submit(one, one.reading(one.tokens_of("to be or", False), score=True, told=told.append))
+    pool.run()
+    assert engine.decodes == 6
+    assert [len(one) for one in told] == [7] * 12

@@ -207,6 +207,26 @@ def test_a_beginning_that_many_share_is_read_once(sequences: int) -> None:
     run(test)
 
 
+def test_nobody_waits_for_a_few_tokens_of_a_text_that_is_being_read() -> None:
+    """They would be decoded for alone, behind those who came with them; of one that is read they are copied."""
+
+    async def test() -> None:
+        engine = FakeEngine(n_ctx=128, n_sequences=8, n_batch=64, n_together=512, n_outputs=64)
+        async with House(engine) as house:
+            texts = [PREFIX[: module.LEAST_AWAITED - 1] + f"{chr(65 + number)} word" for number in range(8)]
+
+            def find(text: str) -> Any:
+                return lambda: house.all.temporary("", None, list(text.encode()))
+
+            runs = await asyncio.gather(*(house.answer(find(text), text, 6) for text in texts))
+            assert [one.outcome.cached_tokens for one in runs] == [0] * 8
+            later = PREFIX[:10] + "another"
+            run = await house.answer(find(later), later, 6)
+            assert run.outcome.cached_tokens == 10
+
+    run(test)
+
+
 @pytest.mark.parametrize("how", ["leaves", "fails", "other key", "hybrid"])
 def test_who_follows_somebody_that_does_not_come_far_reads_it_all(
     how: str, monkeypatch: pytest.MonkeyPatch
