@@ -330,7 +330,8 @@ class Batches:
         self._fresh: dict[Job, Outputs] = {}
         self._times = StageTimes()
         # a small model leaves processors free while it decodes; threads of a large one would wait for each other
-        self._room_beside = getattr(engine, "n_threads", 1) < len(os.sched_getaffinity(0))
+        self._processors = len(os.sched_getaffinity(0))
+        self._room_beside = getattr(engine, "n_threads", 1) < self._processors
         self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
 
     def add(self, job: Job) -> None:
@@ -432,8 +433,13 @@ class Batches:
         return due[: max(least, -(-len(self.jobs) // spread))]
 
     def _learned(self, due: list[Job]) -> list[tuple[Job, list[Token]]]:
-        """Take memories' steps; return what came of those that failed."""
-        failed = _failures(due)
+        """Take memories' steps, on two threads where the processor has them; return what came of those that failed."""
+        if len(due) > 1 and self._processors > 1:
+            queue = deque(due)
+            others = self._beside(_failures, queue)
+            failed = [*_failures(queue), *others.result()]
+        else:
+            failed = _failures(due)
         _end([job for job in due if job.ending is not None], {id(job): error for job, error in failed})
         return [(job, job.advance(error)) for job, error in failed if job.waiting is not None]
 

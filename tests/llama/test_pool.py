@@ -55,11 +55,15 @@ def test_sessions_generate_what_they_would_alone(kind, memory, request):
         session.close()
 
 
-@pytest.mark.parametrize(("processors", "at_once"), [(1, LEARN_AT_ONCE), (2, BESIDE_AT_ONCE)])
-def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    ("processors", "threads", "at_once"),
+    [(1, 1, LEARN_AT_ONCE), (2, 1, BESIDE_AT_ONCE), (2, 2, LEARN_AT_ONCE)],
+)
+def test_memories_that_fill_together_learn_in_turns(processors, threads, at_once, monkeypatch):
     """Eight sessions fill a step with the same token; whenever their turn comes, each learns what it does alone."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
     engine = FakeEngine(n_ctx=64, n_sequences=8)
+    engine.n_threads = threads
     with contextlib.ExitStack() as stack:
         alone = stack.enter_context(AtlasSession(engine, SMALL))
         alone.feed_limit = engine.n_batch // 2  # as in a pool
@@ -269,12 +273,13 @@ def test_a_last_token_is_read_with_what_follows_it(n_ctx, n_batch, memory):
         assert_same(one, other)
 
 
-@pytest.mark.parametrize("processors", [1, 2])
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("how", ["ends", "fails", "cancelled", "abandoned"])
-def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, monkeypatch):
+def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, threads, monkeypatch):
     """In turn: eight that end with the same token do not keep a ninth waiting for eight steps."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
     engine = FakeEngine(n_ctx=64, n_sequences=9)
+    engine.n_threads = threads
     sessions = [AtlasSession(engine, SMALL) for _ in range(8)]
     other = AtlasSession(engine, None)
     commits, memory = [], sessions[0].memory.memory
