@@ -31,7 +31,9 @@ def compare(reading, found):
             assert len(set(tokens[row, who].tolist())) == COUNT
 
 
-@pytest.mark.parametrize("settings", [{}, {"window": 0}, {"candidates": 7}, {"candidates": 2}, {"window": 40}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"window": 0}, {"candidates": 7}, {"candidates": 2}, {"window": 40}]
+)
 def test_of_a_model_they_are_those_of_the_whole_predictions(open_engine, settings):
     likeliest, steps = Likeliest(COUNT), 0
 
@@ -69,7 +71,9 @@ def test_a_window_with_tokens_that_the_vocabulary_lacks():
     n_vocab, tokens = reading.logits.shape[1], reading.slots.tokens.copy()
     sane = Slots(reading.slots.keys, np.where(np.arange(len(tokens)) % 3, tokens, tokens[1]))
     tokens[::3] = np.resize([-1, n_vocab, 2**40, -(2**40)], len(tokens[::3]))
-    weights = np.where(np.arange(len(tokens)) % 3, reading.window.weights, 0)  # sane: as if these slots were not there
+    weights = np.where(
+        np.arange(len(tokens)) % 3, reading.window.weights, 0
+    )  # sane: as if these slots were not there
     window = dataclasses.replace(reading.window, weights=weights)
     wanted = Likeliest(COUNT).of(dataclasses.replace(reading, slots=sane, window=window))
     odd = dataclasses.replace(reading, slots=Slots(reading.slots.keys, tokens))

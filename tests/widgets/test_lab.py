@@ -779,3 +779,21 @@ def test_a_text_that_is_none_for_the_model_is_a_sentence(make, monkeypatch):
     with pytest.raises(InvalidParamError, match="no text to read"):
         lab.run()
     assert (lab.state, "no text to read" in lab.error) == ("failed", True)
+
+
+def test_it_reads_as_many_tokens_at_a_time_as_fit_into_the_context(monkeypatch):
+    """Else the rest of each portion would be read by itself, which takes as long as many more."""
+    engine = FakeEngine()
+    lab = MemoryLab(engine, "to be or not to be, that is the question. " * 200)
+    lab.run(3000)  # the portion has grown by then
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, **options):
+        sizes.extend(len(feed.tokens) for feed in feeds)
+        return decode(feeds, **options)
+
+    monkeypatch.setattr(engine, "decode", counted)
+    lab.run(3000)
+    lab.close()
+    assert sum(sizes) == 3000
+    assert len(sizes) <= 3000 // min(engine.n_batch, engine.n_ctx // 2) + 2

@@ -659,10 +659,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
         The memory learns a step in one piece, and llama.cpp takes twice as long for 60 tokens as for 128.
         """
-        memory, engine, at = self.session.memory, self.session.engine, self.session.position
+        memory, room = self.session.memory, self.session.room
         assert memory is not None
-        whole = self._portion + memory.room % memory.settings.chunk_size + (at == 0)
-        room = 0 if engine.info.recurrent else engine.n_ctx - at
+        whole = self._portion + memory.room % memory.settings.chunk_size + (self.session.position == 0)
         return room if 0 < room < 1.5 * whole else whole
 
     def _frame(self) -> None:
