@@ -170,8 +170,9 @@ class Job:
     @property
     def over(self) -> bool:
         """Whether there is nothing left for it to do here."""
-        goes_on = self.waiting is not None or self.pause is not None or self.ending is not None
-        return self.done or (self.started and not goes_on)
+        if self.done or self.waiting is not None:
+            return self.done
+        return self.started and self.pause is None and self.ending is None
 
     def resume(self) -> list[Token]:
         """Begin, or go on after a pause that is over."""
@@ -392,7 +393,7 @@ class Batches:
     def ready(self) -> bool:
         """Whether a step has anything to do, now."""
         return any(
-            job.over or job.waiting is not None or job.ending is not None or self._may_go_on(job)
+            job.waiting is not None or job.over or job.ending is not None or self._may_go_on(job)
             for job in self.jobs
         )
 
