@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ class LlamaEngine:
             path=path,
             name=self.metadata("general.name") or os.path.basename(path),
             architecture=str(self.metadata("general.architecture")),
-            description=text.value.decode("utf-8", "replace").replace("?B", _in_words(n_params)),
+            description=_described(text.value.decode("utf-8", "replace"), n_params),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
@@ -549,8 +550,28 @@ class LlamaEngine:
             self.close()
 
 
+def _described(text: str, n_params: int) -> str:
+    """Return llama.cpp's description of a model with its true size: it guesses that from the number of layers.
+
+    >>> _described("llama 256M Q4_1", 134_515_008), _described("llama ?B Q8_0", 8_100_000)
+    ('llama 135M Q4_1', 'llama 8.1M Q8_0')
+    >>> _described("llama 7B Q4_K - Medium", 6_738_415_616), _described("llama 8x7B F16", 46_702_792_704)
+    ('llama 7B Q4_K - Medium', 'llama 8x7B F16')
+    """
+    architecture, _, rest = text.partition(" ")
+    size, _, kind = rest.partition(" ")
+    named = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", size)
+    if named is not None:
+        ratio = float(named[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[named[2]] / max(n_params, 1)
+        if 0.75 < ratio < 1.33:
+            return text
+    elif size != "?B":
+        return text
+    return f"{architecture} {_in_words(n_params)} {kind}"
+
+
 def _in_words(n_params: int) -> str:
-    """Return how many parameters there are, where llama.cpp knows no name for that size.
+    """Return how many parameters there are.
 
     >>> _in_words(263_000), _in_words(134_515_008), _in_words(1_235_814_432)
     ('263K', '135M', '1.2B')

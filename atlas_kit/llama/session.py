@@ -431,8 +431,7 @@ class AtlasSession:
         """Drop the older half of the context if it is full, but for its beginning (``keeps``)."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        keep = self._kept()
-        drop = max(1, (self.engine.n_ctx - keep) // 2)
+        keep, drop = self._kept(), self.room
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
             self.engine.shift(self.sequence, keep, drop)
@@ -798,6 +797,12 @@ class AtlasSession:
     def position(self) -> int:
         """Where the next token will stand in the model's context."""
         return self._position
+
+    @property
+    def room(self) -> int:
+        """Tokens until the context is full; where it is, how many are dropped then; 0: it has no end."""
+        half = max(1, (self.engine.n_ctx - self._kept()) // 2)
+        return 0 if self.engine.info.recurrent else max(0, self.engine.n_ctx - self._position) or half
 
     @property
     def context_tokens(self) -> tuple[int, ...]:

@@ -358,7 +358,10 @@ class Generating:
             outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
             session.observer = None
-            ended, first = time.monotonic(), self._first or self._began
+            ended = time.monotonic()
+            first = self._first or ended
+            if not self._first:  # it only read, or was ended while it did
+                outcome.seconds_reading = ended - self._began
             if self._question is not None and self._said:
                 # behind that, an answer made on the side is read for the conversation
                 ended = min(ended, max(self._said, first + 0.001))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,47 @@ def test_a_server_imports_nothing_before_its_first_answer_that_this_does_not_nee
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/chat/completions", {}, "messages: this property is missing."),
+        ("/v1/chat/completions", {"messages": []}, "messages: it must have at least 1 item."),
+        ("/v1/chat/completions", {"messages": "hi"}, "messages: it must be a list."),
+        ("/v1/completions", None, "The request has no body."),
+        ("/v1/completions", {"prompt": "a", "atlas": 5}, "atlas: it must be an object."),
+        (
+            "/v1/completions", {"prompt": "a", "atlas": {"recall": "x"}},
+            "atlas.recall: it must be 'auto', 'off' or 'always'.",
+        ),
+        (
+            "/v1/completions", {"prompt": "a", "atlas": {"session_id": ""}},
+            "atlas.session_id: it must have at least 1 character.",
+        ),
+        ("/v1/completions", {"prompt": "a", "temperature": 101}, "temperature: it must be at most 100."),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 1.5}, "max_tokens: it must be a whole number."),
+        ("/v1/completions", {"prompt": "a", "max_tokens": "many"}, "max_tokens: it must be a whole number."),
+        ("/v1/completions", {"prompt": "a", "top_p": "x"}, "top_p: it must be a number."),
+        ("/v1/completions", {"prompt": "a", "stream": 7}, "stream: it must be true or false."),
+    ],
+)  # fmt: skip
+def test_what_a_request_lacks_is_said_in_plain_words(
+    path: str, body: dict[str, Any] | None, message: str
+) -> None:
+    async def main() -> None:
+        service = make_service()
+        await service.start()
+        try:
+            transport = httpx.ASGITransport(create_app(service))
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://server", verify=False
+            ) as client:
+                text = "" if body is None else json.dumps(body)
+                answer = await client.post(path, content=text, headers={"content-type": "application/json"})
+        finally:
+            await service.stop()
+        error = answer.json()["error"]
+        assert (answer.status_code, error["message"], error["code"]) == (400, message, "invalid_value")
+
+    asyncio.run(main())

@@ -147,6 +147,7 @@ def test_no_token_is_generated_where_none_is_wanted(serve: Server):
     server = serve()
     found = server.post("/completion", prompt=TEXT, n_predict=0)
     assert (found["content"], found["tokens_predicted"], found["timings"]["prompt_n"]) == ("", 0, len(TEXT))
+    assert found["timings"]["predicted_ms"] == 0 < found["timings"]["prompt_ms"]  # it only read
     assert server.post("/completion", prompt=TEXT, n_predict=1)["timings"]["cache_n"] == len(TEXT)
 
 

@@ -295,6 +295,19 @@ def test_a_session_in_a_file_is_listed_and_goes_on(page: Page, serve: Server, tm
     assert sessions["anna"]["memory"]["tokens_seen"] > len("My boat is blue.")
 
 
+def test_a_perplexity_is_written_without_an_exponent(page: Page, serve: Server):
+    """On the right of the curve there is room for six characters."""
+    page.goto(serve(saying("Fine.")).url)
+    written = page.evaluate(
+        """async (values) => {
+            const { times } = await import('/static/widgets/static/lab/curves.js');
+            return values.map(times);
+        }""",
+        [1, 2.6487, 54.598, 403.4, 999.6, 2980.96, 22026.5, 162754.8, 1.2e6, 4.85e8],
+    )
+    assert written == ["1.00", "2.65", "54.6", "403", "1,000", "2,980", "22,000", "163K", "1.2M", "485M"]
+
+
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
     """A turn and a document, from the real engine's answer: what a user sees of the pieces."""
     server = serve(saying("Fine."), atlas=True)
@@ -331,6 +344,10 @@ def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
         r"you said · Nov 1[45], 2023, .* · makes the question 4\.5 times likelier per token", first
     )
     assert second == "boats.txt · line 1,234"
+    answer({"recalled": [{**recalled[0], "gain": gain} for gain in (-0.7, 8)]})  # as with recall: always
+    less, more = page.locator(".recalled li span").all_inner_texts()
+    assert less.endswith("makes the question 2.0 times less likely per token")
+    assert more.endswith("makes the question 3,000 times likelier per token")
     answer(
         {
             "recalled": [],
