@@ -141,6 +141,47 @@ def bench_table(name: str) -> None:
         cog.outl(f"The peer is {found['peer']}; other programs had {share} of the processors meanwhile.")
 
 
+def sizing_example(model: str = "SmolLM2", cores: int = 4) -> None:
+    """Print how many people are answered at once by a machine of so many cores, by what the server's bench saved."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / "server-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    what = f"{model}, 8 clients, with memory"
+    row = next(row for row in found["rows"] if (row["name"], row["what"]) == ("throughput", what))
+    each = row["ours"] / found["threads"]
+    whole = cores * each
+    cog.outl(
+        f"{cores} x {each:,.0f} = {whole:,.0f} tokens per second are answers for {whole / 10:,.0f} to {whole / 5:,.0f} "
+        f"people at once.\nWhere one in ten of those who chat waits for an answer at any moment, {whole:,.0f} to "
+        f"{2 * whole:,.0f} people can use it."
+    )
+
+
+def neighbours_table() -> None:
+    """Print what the server keeps of its speed beside busy neighbours, and what five times the peer would be."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / "server-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = {row["what"]: row for row in found["rows"] if row["name"] == "neighbours"}
+    cog.outl(
+        "| 8 clients, memory off | alone | beside busy neighbours | kept | llama-server there | ratio | five times it |"
+    )
+    cog.outl("|---|---|---|---|---|---|---|")
+    for what, busy in rows.items():
+        if not what.endswith("busy neighbours, memory off"):
+            continue
+        title = what.split(",")[0]
+        alone = rows[f"{title}, 8 clients alone, {found['threads']} threads, memory off"]["ours"]
+        ours, peer = busy["ours"], busy["peer"]
+        cells = [
+            title, _quantity(alone, "tokens/s"), _quantity(ours, "tokens/s"), f"{ours / alone:.0%}",
+            _quantity(peer, "tokens/s"), f"{ours / peer:.2f}", f"{5 * peer / alone:.0%} of alone",
+        ]  # fmt: skip
+        cog.outl(f"| {' | '.join(cells)} |")
+
+
 def sizing_table() -> None:
     """Print what a server of each model serves on one core, and the room that it takes, from what its bench saved."""
     import cog
