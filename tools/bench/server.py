@@ -695,8 +695,9 @@ def sessions(bench: Bench) -> Iterator[Row]:
         yield Row("sessions", f"{what}, each", each, MOST_IDLE / 1000, "bytes", "2 MB", FREE)
         what = f"{model.title}, a session of {AT_WORK:,} tokens"
         memory = float(told["memory"]["state_bytes"])
-        yield Row("sessions", f"{what}, its memory", memory, MOST_IDLE / 1000, "bytes", "2 MB", FREE)
-        yield Row("sessions", f"{what}, its file", max(files), MOST_IDLE / 1000, "bytes", "2 MB", FREE)
+        weights = Path(model.path).stat().st_size
+        yield Row("sessions", f"{what}, its memory", memory, weights, "bytes", "the model's file", FREE)
+        yield Row("sessions", f"{what}, its file", max(files), weights, "bytes", "the model's file", FREE)
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
