@@ -320,6 +320,51 @@ def _recall_words(found: dict[str, Any]) -> None:
     cog.outl("")
 
 
+#: Memories of tools/bench/quality.py --text, and what they are.
+MEMORIES = {
+    "polynomial": "until November: polynomial",
+    "final": "whitened, final states",
+    "atlas": "**as recommended: whitened, states of a middle layer**",
+}
+
+
+def quality_of_texts(name: str) -> None:
+    """Print what memories gain on texts beside a model, from what tools/bench/quality.py --text saved."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / f"quality-{name}.json"
+    texts = list(json.loads(path.read_text(encoding="utf-8"))["texts"].items())
+    kinds = [kind for kind in MEMORIES if kind in texts[0][1]["memories"]]
+    titles = [
+        MEMORIES[kind]
+        if len(kinds) == len(MEMORIES)
+        else {"atlas": "**as recommended**"}.get(kind, MEMORIES[kind])
+        for kind in kinds
+    ]
+    cog.outl(
+        f"| text | tokens | alone | {' | '.join(titles)} | more than until November | worst 1,000 tokens |"
+    )
+    cog.outl("|---" * (len(kinds) + 5) + "|")
+    for title, text in texts:
+        memories = text["memories"]
+        gains = [f"{memories[kind]['gain']:.3f}" for kind in kinds]
+        gains[-1] = f"**{gains[-1]}**"
+        more = memories["atlas"]["gain"] - memories["polynomial"]["gain"]
+        cog.outl(
+            f"| {title} | {text['tokens']:,} | {memories['none']['perplexity_after']:.2f} | {' | '.join(gains)} "
+            f"| {more:+.3f} | {min(memories['atlas']['stretches']):+.3f} |"
+        )
+    last = [text["memories"] for _, text in texts]
+    sizes = [f"{max(one[kind]['state_bytes'] for one in last) / 1e6:.1f} MB" for kind in kinds]
+    times = [1e6 * sum(one[kind]["seconds"] for one in last) / len(last) for kind in kinds]
+    cog.outl(f"| state | | | {' | '.join(sizes)} | | |")
+    took = " | ".join(f"{10 * round(time / 10):,.0f} us" for time in times)
+    cog.outl(f"| processor time for each token | | | {took} | {times[-1] / times[0] - 1:+.0%} | |")
+    dates = sorted({text["date"] for _, text in texts})
+    cog.outl("")
+    cog.outl(f"Measured on {' and '.join(dates)}, one thread of an {texts[0][1]['processor']}.")
+
+
 def quality_table() -> None:
     """Print the table of perplexities from what tools/bench/quality.py saved."""
     import cog
