@@ -488,7 +488,7 @@ def _corrects(
 
 def _answers_to(piece: Piece, first: Piece, pieces: Sequence[Piece], said: frozenset[str]) -> bool:
     """Tell whether a later turn takes up what an earlier one says: of the question, and of what answers it."""
-    held = [frozenset(words(one.text)) for one in pieces]
+    held = _said(pieces)
     common = frozenset(words(piece.text)).intersection(words(first.text)) - SMALL
     rare = {word for word in common if sum(word in one for one in held) <= 2}
     return bool(said) and not common.isdisjoint(said) and not _stems(rare) <= _stems(said)
@@ -514,10 +514,18 @@ def _same_matter(one: Piece, other: Piece, pieces: Sequence[Piece]) -> bool:
     """Tell whether two turns are about the same: both hold a word that few of all pieces do."""
     if "document" in (one.kind, other.kind):
         return False
-    held = [frozenset(words(piece.text)) for piece in pieces]
+    held = _said(pieces)
     few = max(2, len(held) // 2)
     common = frozenset(words(one.text)).intersection(words(other.text))
     return any(sum(word in said for said in held) <= few for word in common)
+
+
+def _said(pieces: Sequence[Piece]) -> list[frozenset[str]]:
+    """Return the words of pieces, without answers that only repeat a user's: they make no word more common."""
+    users = [frozenset(words(one.text)) for one in pieces if one.kind == "user"]
+    others = [(one.kind, frozenset(words(one.text))) for one in pieces if one.kind != "user"]
+    repeats = {held for kind, held in others if kind == "assistant" and any(held <= user for user in users)}
+    return users + [held for _, held in others if held not in repeats]
 
 
 def _taken(piece: Piece, recall: Recall) -> bool:

@@ -538,6 +538,19 @@ def test_what_says_the_same_of_the_same_later_wins_and_the_older_can_be_seen(
     assert newest_first(pieces, Recall(), frozenset())[0].text in (old, later)
 
 
+def test_an_answer_that_repeats_what_was_said_hides_no_correction():
+    """A small model answers "The key is under the mat." with the same words."""
+    old, new = "The key is under the mat.", "The key is in the shed."
+    pieces = [
+        piece_of(new, 2.9, 300), piece_of(new, 2.8, 400, "assistant"),
+        piece_of(old, 2.5, 100), piece_of(old, 2.4, 200, "assistant"),
+    ]  # fmt: skip
+    said = frozenset(words("Where is the key?"))
+    found = newest_first(pieces, Recall(), said)
+    assert found[0].text == new
+    assert [piece.text for piece in earlier_than(found[0], found, Recall(), said)] == [old]
+
+
 def test_what_was_corrected_is_told_with_the_answer(engine, monkeypatch):
     def likelihood(branch, tokens, asked):
         yield from ()
