@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -53,7 +53,7 @@ MIXED_UP = """() => {
 
 
 @pytest.fixture
-def widgets(page: Page, lab_server: Lab, notebook: Callable[..., str]) -> Iterator[list[Locator]]:
+def widgets(page: Page, lab_server: Lab, notebook: Callable[..., str]) -> list[Locator]:
     page.set_viewport_size({"width": 1280, "height": 1000})
     open_notebook(page, lab_server, notebook(*CELLS))
     assert run_all(page) == []
@@ -63,7 +63,7 @@ def widgets(page: Page, lab_server: Lab, notebook: Callable[..., str]) -> Iterat
     expect(found[0].locator(".atlas-lab")).to_have_attribute("data-shown", "400")
     expect(found[1].locator(".atlas-lab")).to_have_attribute("data-shown", "300")
     expect(found[2].locator("table tbody tr").first).to_be_visible()
-    yield found
+    return found
 
 
 def test_tab_goes_through_one_after_the_other_and_back(page: Page, widgets: list[Locator]):
