@@ -73,6 +73,11 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
     top = page.locator(".atlas-memory-lab button", has_text="Start").first.bounding_box()["y"]
     bottom = curve.bounding_box()["y"] + curve.bounding_box()["height"]
     assert bottom - top < 520
+    settings = (
+        page.get_by_role("slider", name="share"),
+        *(page.get_by_label(name) for name in ("adaptive", "Muon")),
+    )
+    assert len({round(one.bounding_box()["y"] / 20) for one in settings}) <= 2  # none stands alone in a line
     panes = {
         "Text": ".atlas-lab .tokens",
         "Recall": ".atlas-recall",

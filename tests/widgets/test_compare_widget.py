@@ -56,6 +56,33 @@ def test_examples():
     assert not doctest.testmod(behaviour_pane).failed
 
 
+# --- which table opens --------------------------------------------------------------------------------------
+
+
+def test_the_first_table_with_something_in_it_opens_once(pair):
+    a, b = pair
+    compare = done(MemoryCompare(a, b))
+    assert (bool(compare.window.rows), compare._tabs.selected_index) == (True, 0)
+    learned = [str(SAMPLES / "atlas" / name) for name in ("learned.atlas", "learned-more.atlas")]
+    compare = done(MemoryCompare(*learned))
+    assert not compare.window.rows
+    assert compare.settings.rows
+    assert compare._tabs.selected_index == 1
+    compare._tabs.selected_index = 0  # somebody chooses
+    compare._show()
+    assert done(compare)._tabs.selected_index == 0
+
+
+def test_a_table_that_somebody_chose_before_there_was_anything_stays(pair):
+    a, _ = pair
+    compare = done(MemoryCompare(a, a))
+    assert not any(table.rows for table in compare._tabs.children)
+    compare._tabs.selected_index = 2
+    compare.window.rows = [{"id": "1", "token": "a", "a": 1, "b": 2, "difference": 1}]
+    compare._open_table()
+    assert compare._tabs.selected_index == 2
+
+
 # --- two memories -------------------------------------------------------------------------------------------
 
 
