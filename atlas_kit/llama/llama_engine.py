@@ -72,7 +72,7 @@ class LlamaEngine:
     n_threads
         Threads; None: one per CPU that this process may use.
     n_batch
-        Tokens per decode; None: 512, less for large vocabularies.
+        Tokens per decode; None: 512, and of one sequence less for large vocabularies.
     extra_buffers
         llama.cpp's special CPU buffers. None: on, unless the CPU has AMX, with which many builds crash.
     check_later
@@ -131,6 +131,7 @@ class LlamaEngine:
             self._loaded, self._lib = loaded, loaded.library
             self._model, self._vocab = loaded.model, loaded.vocab
             self.notes: list[str] = [*loaded.notes]
+            self._n_batch = n_batch
             self._make_context(Wanted(n_ctx, n_sequences, n_threads, n_batch))
             if sleeps:
                 self._vocab = loaded.keep_words()
@@ -147,7 +148,8 @@ class LlamaEngine:
         self.n_ctx, self.n_sequences, self.n_batch = made.n_ctx, made.n_sequences, made.n_batch
         self.n_threads = made.n_threads
         self.notes += made.notes
-        self._batch = LlamaBatch(self._lib.api, made.n_batch)
+        self.n_together, self.n_outputs = made.n_together, made.n_outputs
+        self._batch = LlamaBatch(self._lib.api, made.n_together)
         if self.middle:  # it was asleep
             self._show_middle(self._context, middle_of(self.info.n_layer), True)
 
@@ -287,7 +289,7 @@ class LlamaEngine:
     # --- decoding ------------------------------------------------------------------------------------------
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
-        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed.
+        """Decode at most ``n_together`` tokens; one ``Outputs`` for each feed.
 
         Raises
         ------
@@ -300,7 +302,7 @@ class LlamaEngine:
     def _decode(self, feeds: Sequence[Feed], hidden: bool) -> list[Outputs]:
         self._require_open()
         api = self._lib.api
-        total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        total = check_feeds(feeds, self, hidden=hidden)
         # llama.cpp takes ascending, consecutive sequences in one go, and splits others into smaller batches
         order = [0]
         if len(feeds) > 1:
@@ -508,7 +510,7 @@ class LlamaEngine:
             try:
                 self._loaded.wake()
                 self._model = self._loaded.model
-                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self.n_batch))
+                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self._n_batch))
             except BaseException:
                 self._free()
                 self._loaded.sleep()

@@ -402,6 +402,7 @@ class Generating:
         if question is not None:
             told = self._reads if asked.progress else None
             ahead, keep = self._ahead
+            yield from session.catching_up()  # it may be answered on the side
             return (
                 yield from question.answering(
                     session, fresh, self._generating(session), told, ahead=ahead, keep=keep
@@ -417,6 +418,7 @@ class Generating:
                 progress=self._reads if asked.progress else None,
             )
         if self._copies:
+            yield from session.catching_up()
             yield between()
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
@@ -450,6 +452,7 @@ class Generating:
                             stop=asked.stops,
                             sampler=sampler,
                             top_logprobs=asked.top_logprobs,
+                            leaves_last=self._question is None,
                         )
                     )
             finally:

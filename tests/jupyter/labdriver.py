@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "docmanager-extension/plugin": {"autosave": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-START_SECONDS = 120
+START_SECONDS = END_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ class Lab:
     def log_text(self) -> str:
         """Return what the server wrote so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def end_kernels(self) -> None:
+        """End every kernel and its session: what a test had at work is no load on the next one."""
+        with urllib.request.urlopen(self.at("api/sessions"), timeout=END_SECONDS) as reply:
+            sessions = json.load(reply)
+        for session in sessions:
+            request = urllib.request.Request(self.at(f"api/sessions/{session['id']}"), method="DELETE")
+            with urllib.request.urlopen(request, timeout=END_SECONDS):
+                pass
 
 
 def free_port() -> int:

@@ -9,10 +9,12 @@ from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, open_path, 
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
+#: The text does not end while a test looks on, however fast the machine reads, or long it pauses.
 OPEN = """
 from pathlib import Path
 from atlas_kit.widgets import MemoryLab
-lab = MemoryLab("sample_data/models/tiny-python.gguf", Path("sample_data/documents/statistics.py"))
+text = Path("sample_data/documents/statistics.py").read_text() * 30
+lab = MemoryLab("sample_data/models/tiny-python.gguf", text)
 lab
 """
 MEMORY = """

@@ -46,7 +46,6 @@ def found(responses: KeptResponses, name: str) -> Kept | None:
     return asyncio.run(responses.find("", name))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="rights on Windows are no bits")
 def test_nobody_else_can_read_any_of_its_files(opened: Open, tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
