@@ -467,6 +467,13 @@ def test_no_command_shows_a_secret(
         "none", "--scheduler"} & set(command)), said  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "address", ["hf://x", "https://", "s3://bucket", "s3://bucket/key", "https://h:8080/x"]
+)
+def test_what_is_said_of_an_address_stays_apart_from_it(address):
+    assert without_secrets(f"{address}: cannot read: it is away") == f"{address}: cannot read: it is away"
+
+
 def test_addresses_in_a_text() -> None:
     said = without_secrets('no "s3://a:b@c/d?e=f" (https://u:p@h/x?s=1 y) and http:// http://[ it is')
     assert said == 'no "s3://c/d" (https://h/x y) and http:// http://... it is'
