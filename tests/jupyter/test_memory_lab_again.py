@@ -38,7 +38,7 @@ def shown(page: Page, more_than: int) -> int:
     page.wait_for_function(
         "(least) => [...document.querySelectorAll('.atlas-lab')].some((lab) => Number(lab.dataset.shown) > least)",
         arg=more_than,
-        timeout=60_000,
+        timeout=120_000,
     )
     return int(
         page.evaluate(

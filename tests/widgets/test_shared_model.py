@@ -16,6 +16,7 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.widgets import MemoryLab, ending
 from atlas_kit.widgets.lab import shared_model
+from atlas_kit.widgets.lab.view import LabView
 from tests.waiting import LONG, until
 from tests.widgets.conftest import receive, wired
 
@@ -292,6 +293,28 @@ def test_one_of_two_views_may_go(running):
     threading.Event().wait(0.3)
     assert not running.view.gone
     assert running.state == "running"
+
+
+def test_who_comes_while_it_is_told_that_nobody_looks_is_told_of_last(monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.lab.view.ANSWER_SECONDS", 0.01)
+    told, telling, go = [], threading.Event(), threading.Event()
+
+    def looked_at(seen):
+        if not seen:
+            telling.set()
+            assert go.wait(LONG)
+        told.append(seen)
+
+    view = LabView(dict, looked_at)
+    view._came("a")
+    view._went("a")
+    assert telling.wait(LONG)
+    comes = threading.Thread(target=view._came, args=("b",))
+    comes.start()
+    until(lambda: view.views == {"b"})
+    go.set()
+    comes.join(LONG)
+    assert told == [False, True]
 
 
 def test_one_that_was_left_by_a_page_that_is_no_more_does_not_count(running):
