@@ -37,6 +37,8 @@ CHROMIUM_ARGUMENTS = [
 ]
 #: Where an error may come from: Notebook 7.6 raises one on every page, without any extension.
 NOT_OURS = "/static/notebook/notebook_core."
+#: How many times slower than this machine the pages are: ``ATLAS_SLOW_BROWSER=6`` finds tests that are in a hurry.
+SLOWER = float(os.environ.get("ATLAS_SLOW_BROWSER", "1"))
 LOCAL_SCHEMES = {"about", "blob", "data", "chrome-error"}
 
 
@@ -92,7 +94,9 @@ def browser() -> Iterator[Browser]:
     """Return a running Chromium."""
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(timeout=30_000)  # a busy machine is slow, and what is right does not wait
+    expect.set_options(
+        timeout=30_000 * max(1, SLOWER)
+    )  # a busy machine is slow, and what is right does not wait
     with sync_playwright() as playwright:
         path = find_chromium(playwright)
         if path is None:
@@ -104,13 +108,19 @@ def browser() -> Iterator[Browser]:
         running.close()
 
 
+def _slow_down(page: Page) -> None:
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+
+
 @pytest.fixture(scope="module")
 def _context(browser: Browser) -> Iterator[tuple[BrowserContext, Watch]]:
     """Share one cache among the pages of a module: JupyterLab is megabytes of JavaScript."""
     context = browser.new_context(
         viewport={"width": 1280, "height": 900}, reduced_motion="reduce", accept_downloads=True
     )
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(30_000 * max(1, SLOWER))
+    if SLOWER > 1:
+        context.on("page", _slow_down)
     yield context, Watch(context)
     context.close()
 

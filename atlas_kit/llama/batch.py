@@ -38,6 +38,8 @@ LEARN_AT_ONCE, SPREAD = 2, 8
 #: The same of those that learn beside a decode. A step comes once in 16 tokens or so: were it more than that part of
 #: all, one decode would wait for them and the next have none beside it.
 BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
+#: Texts that are read for one session that generates, from which on as much of them is decoded at once as can be.
+MOSTLY = 2
 #: Bytes of outputs that are copied so that one half can go on beside the other's decode. Those of a long text beside a
 #: large vocabulary are several hundred megabytes: they are used up where they are.
 MOST_COPIED = 64 << 20
@@ -103,6 +105,8 @@ class Job:
         self.waiting: Step | None = None
         self.pause: Future[Any] | None = None
         self.started = False
+        #: What the work returned, while a step of the memory is due that is to be taken before the job is done.
+        self.ending: tuple[Any] | None = None
         self._told: Token | None = None  # before its own step, which yields it once more behind that
         #: Goes on with ``value`` elsewhere; the job is done when that is.
         self.afterwards: Callable[[Job], None] | None = None
@@ -166,7 +170,9 @@ class Job:
     @property
     def over(self) -> bool:
         """Whether there is nothing left for it to do here."""
-        return self.done or (self.started and self.waiting is None and self.pause is None)
+        if self.done or self.waiting is not None:
+            return self.done
+        return self.started and self.pause is None and self.ending is None
 
     def resume(self) -> list[Token]:
         """Begin, or go on after a pause that is over."""
@@ -209,7 +215,10 @@ class Job:
                     self._told = item.token  # nobody need wait for the decode that only the next one needs
                     found.append(item.token)
         except StopIteration as stopped:
-            ended = ("done", stopped.value, None)
+            if self.session.due:  # in turn: whoever is done next has one, too
+                self.ending = (stopped.value,)
+            else:
+                ended = ("done", stopped.value, None)
         except (Exception, SystemExit, GeneratorExit) as error:  # one session's failure is no other's
             ended = ("error", None, error)
         if found:
@@ -261,6 +270,15 @@ class Job:
         else:
             self.finish(reason, value, error)
 
+    def learned(self, error: Exception | None) -> None:
+        """Be done, now that the step of the memory that was due has been taken, or has failed."""
+        assert self.ending is not None
+        (value,), self.ending = self.ending, None
+        if error is None:
+            self._end("done", value, None)
+        else:
+            self._end("error", None, error)
+
     def finish(self, reason: str, value: Any = None, error: BaseException | None = None) -> None:
         """Be done; the first call counts."""
         with self._changed:
@@ -286,6 +304,7 @@ class Job:
     def cancel(self, error: BaseException | None = None) -> None:
         """End between two steps: what was generated is kept, a text that was not read to its end is forgotten."""
         step, self.waiting = self.waiting, None
+        self.ending = None
         if self.pause is not None:
             self.pause.cancel()
             self.pause = None
@@ -312,7 +331,8 @@ class Batches:
         self._fresh: dict[Job, Outputs] = {}
         self._times = StageTimes()
         # a small model leaves processors free while it decodes; threads of a large one would wait for each other
-        self._room_beside = getattr(engine, "n_threads", 1) < len(os.sched_getaffinity(0))
+        self._processors = len(os.sched_getaffinity(0))
+        self._room_beside = getattr(engine, "n_threads", 1) < self._processors
         self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
 
     def add(self, job: Job) -> None:
@@ -353,11 +373,12 @@ class Batches:
                     events += self._learned(due)
                     due = []
                 batch = self._batch(due, among)
+                ending = [job for job in due if job.ending is not None]
                 generates = _size(batch) == len(batch)
                 if not two_stages:
-                    events += self._one_stage(batch)
+                    events += self._one_stage(batch, ending)
             if two_stages:
-                events += self._two_stages(batch)
+                events += self._two_stages(batch, ending)
             if generates:
                 self._times.stepped(two_stages, len(batch), time.perf_counter() - begun)
             chosen = set(map(id, batch))
@@ -371,12 +392,15 @@ class Batches:
     @property
     def ready(self) -> bool:
         """Whether a step has anything to do, now."""
-        return any(job.over or job.waiting is not None or self._may_go_on(job) for job in self.jobs)
+        return any(
+            job.waiting is not None or job.over or job.ending is not None or self._may_go_on(job)
+            for job in self.jobs
+        )
 
     def abandon(self, error: Exception) -> None:
         """End all work with an error; as nothing of it may be half done, the sessions' contexts are forgotten."""
         for job in list(self.jobs):
-            job.waiting = job.pause = None
+            job.waiting = job.pause = job.ending = None
             for end in (job.session.forget_context, job.work.close):
                 with contextlib.suppress(Exception):  # what is told is why it ended
                     end()
@@ -401,15 +425,24 @@ class Batches:
         """Choose some of those whose memory's step is due, of whom may be decoded for next.
 
         Sessions that began together fill their steps together, and all of them at once would keep everybody waiting.
-        Those whose turn comes later sit out a decode, and from then on their steps fill at different times.
+        Those whose turn comes later sit out a decode, and from then on their steps fill at different times. Those that
+        have said their last token come last.
         """
         due = [job for job in among if job.waiting is not None and job.session.due]
+        due += [job for job in self.jobs if job.ending is not None]
         least, spread = (BESIDE_AT_ONCE, BESIDE_SPREAD) if self._room_beside else (LEARN_AT_ONCE, SPREAD)
         return due[: max(least, -(-len(self.jobs) // spread))]
 
     def _learned(self, due: list[Job]) -> list[tuple[Job, list[Token]]]:
-        """Take memories' steps; return what came of those that failed."""
-        return [(job, job.advance(error)) for job, error in _failures(due)]
+        """Take memories' steps, on two threads where the processor has them; return what came of those that failed."""
+        if len(due) > 1 and self._processors > 1:
+            queue = deque(due)
+            others = self._beside(_failures, queue)
+            failed = [*_failures(queue), *others.result()]
+        else:
+            failed = _failures(due)
+        _end([job for job in due if job.ending is not None], {id(job): error for job, error in failed})
+        return [(job, job.advance(error)) for job, error in failed if job.waiting is not None]
 
     def _learning(self, due: list[Job]) -> Callable[[], dict[int, Exception]]:
         """Take memories' steps on another thread beside a decode, and return what waits for their errors, by job's id.
@@ -442,26 +475,50 @@ class Batches:
         for a batch of its own.
         """
         chosen: list[Job] = []
-        total, kinds = 0, set[bool]()
+        total, wanted, kinds = 0, 0, set[bool]()
         free = set(map(id, learning))
+        most, outputs = self._limits_of(among)
         for job in among:
             if (step := job.waiting) is None or (job.session.due and id(job) not in free):
                 continue
             size = len(step.feed.tokens)
             kind = None if not step.hidden and step.feed.outputs == size else step.hidden  # None: with either
-            if total + size > self.engine.n_batch or (kind is not None and kinds - {kind}):
+            if kind is not None and kinds - {kind}:
+                continue
+            gives = total + size if kind or True in kinds else wanted + step.feed.outputs
+            if total + size > most or gives > outputs:
                 continue
             if kind is not None:
                 kinds.add(kind)
             chosen.append(job)
-            total += size
+            total, wanted = total + size, wanted + step.feed.outputs
         return chosen
 
-    def _one_stage(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
-        """Decode, and go on with what came."""
+    def _limits_of(self, among: list[Job]) -> tuple[int, int]:
+        """Return how many tokens may be decoded next, and how many outputs they may have.
+
+        As much as the engine takes where nobody generates, or few do beside many whose short text is read at once.
+        Else so little that those who generate do not wait long.
+        """
+        engine, reads, generate = self.engine, 0, 0
+        for job in among:
+            if (step := job.waiting) is None:
+                continue
+            if step.token is not None:
+                generate += 1
+            elif len(step.feed.tokens) < job.session.feed_limit:
+                reads += 1
+            else:  # a long text has more to come
+                reads -= len(among)
+        if not generate or reads > MOSTLY * generate:
+            return engine.n_together, engine.n_outputs
+        return engine.n_batch, engine.n_batch
+
+    def _one_stage(self, batch: list[Job], ending: Sequence[Job] = ()) -> list[tuple[Job, list[Token]]]:
+        """Decode, and go on with what came; ``ending``: whose memories learn beside that, and who are done then."""
         events, begun, before = [], time.perf_counter(), self._times.decoding
         size = _size(batch)
-        for job, outputs in self._decoded(batch):
+        for job, outputs in self._decoded(batch, ending):
             events.append((job, job.advance(outputs)))
             if isinstance(outputs, Exception):
                 job.session.forget_context()
@@ -470,14 +527,15 @@ class Batches:
             self._times.went_on(size, seconds)
         return events
 
-    def _decoded(self, batch: list[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
+    def _decoded(self, batch: list[Job], ending: Sequence[Job]) -> Iterator[tuple[Job, Outputs | Exception]]:
         """Yield what each step gave, to be used up before the next; where a decode fails, each is tried alone.
 
         Meanwhile their memories learn what is due; who fails in that gets the error instead.
         """
         if not batch:
+            _end(ending, {id(job): error for job, error in _failures(ending)})
             return
-        learned = self._learning([job for job in batch if job.session.due])
+        learned = self._learning([*(job for job in batch if job.session.due), *ending])
         failed: dict[int, Exception] = {}
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
         steps = [step for _, step in pairs]
@@ -486,10 +544,11 @@ class Batches:
                 found = self._decode(steps)
             finally:
                 failed = learned()
+                _end(ending, failed)
         except AtlasError as error:
             yield from self._each_alone(pairs, error, failed)
             return
-        if not failed and len(batch) > 1:
+        if len(batch) > 1 and not any(id(job) in failed for job in batch):
             self._read_ahead(steps, batch, found)
         for job, outputs in zip(batch, found, strict=True):
             yield job, failed.get(id(job), outputs)
@@ -538,7 +597,7 @@ class Batches:
         half = set(low if len(low) >= len(high) else high)
         return [job for job in self.jobs if job in half]  # whoever waited longest comes first
 
-    def _two_stages(self, batch: list[Job]) -> list[tuple[Job, list[Token]]]:
+    def _two_stages(self, batch: list[Job], ending: Sequence[Job]) -> list[tuple[Job, list[Token]]]:
         """Decode on the other thread; meanwhile go on with those for whom it was done the last time.
 
         Memories' steps are taken by whichever thread is done with its own.
@@ -546,8 +605,8 @@ class Batches:
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
         if self._outputs_of([step for _, step in pairs]) > MOST_COPIED:
             with self.engine.lock:
-                return [*self._go_on(list(self._fresh)), *self._one_stage(batch)]
-        due = deque(job for job in batch if job.session.due)
+                return [*self._go_on(list(self._fresh)), *self._one_stage(batch, ending)]
+        due = deque([*(job for job in batch if job.session.due), *ending])
         failed: dict[int, Exception] = {}
         decoding = self._beside(self._decode_apart, [step for _, step in pairs], due) if pairs else None
         try:
@@ -556,6 +615,7 @@ class Batches:
         finally:
             found, others = decoding.result() if decoding is not None else ([], [])
         failed.update((id(job), error) for job, error in others)
+        _end(ending, failed)
         if found is None:  # somebody else uses the engine
             with self.engine.lock:
                 found = self._copies([step for _, step in pairs])
@@ -650,7 +710,7 @@ class Batches:
         self._go_on(over)
         for job in over:
             if (
-                job.waiting is not None or job.pause is not None
+                job.waiting is not None or job.pause is not None or job.ending is not None
             ):  # ended by another thread, which closes no work
                 job.cancel()
         gone = set(map(id, over))
@@ -687,6 +747,13 @@ def _failures(due: Iterable[Job]) -> list[tuple[Job, Exception]]:
         except Exception as error:  # this session's alone
             found.append((job, error))
     return found
+
+
+def _end(ending: Iterable[Job], failed: dict[int, Exception]) -> None:
+    """Let those be done whose memories have taken their last step; ``failed``: why some have not, by job's id."""
+    for job in ending:
+        if job.ending is not None:
+            job.learned(failed.get(id(job)))
 
 
 def _popped(queue: deque[Job]) -> Iterator[Job]:

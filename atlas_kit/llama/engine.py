@@ -122,10 +122,13 @@ class Engine(Protocol):
     """A language model that decodes several sequences side by side."""
 
     info: ModelInfo
-    #: Context of one sequence, number of sequences, and tokens that one call of ``decode`` takes.
+    #: Context of one sequence, number of sequences, and tokens of one sequence that a call of ``decode`` takes.
     n_ctx: int
     n_sequences: int
     n_batch: int
+    #: Tokens and outputs that a call of ``decode`` takes and gives for several sequences; not less than ``n_batch``.
+    n_together: int
+    n_outputs: int
     #: Sentences that a user should see once, such as settings that were chosen for safety.
     notes: list[str]
     #: How often ``decode`` was called: outputs of an earlier call are gone.
@@ -168,7 +171,7 @@ class Engine(Protocol):
         """The tokens around what is to be filled in; None where the vocabulary lacks them."""
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
-        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed, in their order.
+        """Decode at most ``n_together`` tokens; one ``Outputs`` for each feed, in their order.
 
         A ``DecodeError`` leaves a single feed's sequence empty, and those of several as they were, where it can.
         """
@@ -204,17 +207,21 @@ class Engine(Protocol):
         """Free the model; closing twice is fine."""
 
 
-def check_feeds(feeds: Sequence[Feed], n_batch: int, n_sequences: int) -> int:
-    """Return how many tokens some feeds are.
+def check_feeds(feeds: Sequence[Feed], engine: Engine, *, hidden: bool) -> int:
+    """Return how many tokens some feeds are that an engine is to decode.
 
     Raises
     ------
     InvalidParamError
-        They are none or more than ``n_batch``, or one of them asks for what there is not.
+        They are none, or more than it takes, or they have more outputs than it gives (with hidden states, each token
+        has one), or one of them asks for what there is not.
     """
-    total = sum([len(feed.tokens) for feed in feeds])
-    if not 0 < total <= n_batch:
-        raise InvalidParamError(f"{total} tokens are not 1 to {n_batch} (n_batch)", key="feeds")
+    total, n_sequences = sum([len(feed.tokens) for feed in feeds]), engine.n_sequences
+    most = engine.n_outputs if hidden else engine.n_together
+    if not 0 < total <= most:
+        raise InvalidParamError(f"{total} tokens are not 1 to {most} (n_batch)", key="feeds")
+    if not hidden and total > engine.n_outputs and sum([one.outputs for one in feeds]) > engine.n_outputs:
+        raise InvalidParamError(f"more than {engine.n_outputs} outputs are wanted", key="feeds")
     for feed in feeds:
         if not 0 <= feed.sequence < n_sequences or not 0 <= feed.outputs <= len(feed.tokens):
             raise InvalidParamError(

@@ -27,6 +27,8 @@ class FakeEngine:
     ----------
     n_ctx, n_sequences, n_batch
         As of every engine.
+    n_together, n_outputs
+        The same; None: as ``n_batch``.
     n_embd
         Width of the hidden state.
     shiftable
@@ -37,12 +39,13 @@ class FakeEngine:
 
     def __init__(
         self, n_ctx: int = 64, n_sequences: int = 4, n_batch: int = 32, n_embd: int = 32,
-        shiftable: bool = True, seed: int = 0,
+        shiftable: bool = True, seed: int = 0, n_together: int | None = None, n_outputs: int | None = None,
     ) -> None:  # fmt: skip
         random = np.random.default_rng(seed)
         self._embedding = random.standard_normal((END + 1, n_embd)).astype(np.float32)
         self._matrix = (random.standard_normal((END + 1, n_embd)) / np.sqrt(n_embd)).astype(np.float32)
         self.n_ctx, self.n_sequences, self.n_batch = n_ctx, n_sequences, n_batch
+        self.n_together, self.n_outputs = n_together or n_batch, n_outputs or n_batch
         self.notes: list[str] = []
         self._shiftable = shiftable
         self._contexts: dict[int, list[int]] = {}
@@ -108,8 +111,8 @@ class FakeEngine:
         return state
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
-        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed."""
-        total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        """Decode at most ``n_together`` tokens; one ``Outputs`` for each feed."""
+        total = check_feeds(feeds, self, hidden=hidden)
         self.wake()
         for old in self._given:
             old.fill(np.nan)  # views end with the next decode

@@ -27,6 +27,7 @@ class Inside(Protocol):
     blends: bool
     observer: Observer | None
     feed_limit: int
+    keeps: int
     talked: list[tuple[str, str]]
     _context: list[int]
     _position: int
@@ -58,6 +59,7 @@ class Inside(Protocol):
         stop: str | Sequence[str] = (),
         sampling: Sampling | None = None,
         sampler: Any = None,
+        leaves_last: bool = False,
     ) -> Generator[Step | Token, Any, Finish]:
         """Read and say what follows, in steps."""
 
@@ -72,6 +74,9 @@ class Inside(Protocol):
 
     def _decoded(self, tokens: list[int], outputs: int, *, hidden: bool | None = None) -> Work[Outputs]:
         """Append tokens to the context."""
+
+    def _kept(self) -> int:
+        """Return how many tokens at the beginning of the context stay when it is full."""
 
     def _again(self, tokens: list[int]) -> Work[None]:
         """Read tokens that the memory knows already."""

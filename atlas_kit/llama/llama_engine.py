@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class LlamaEngine:
     n_threads
         Threads; None: one per CPU that this process may use.
     n_batch
-        Tokens per decode; None: 512, less for large vocabularies.
+        Tokens per decode; None: 512, and of one sequence less for large vocabularies.
     extra_buffers
         llama.cpp's special CPU buffers. None: on, unless the CPU has AMX, with which many builds crash.
     check_later
@@ -130,6 +131,7 @@ class LlamaEngine:
             self._loaded, self._lib = loaded, loaded.library
             self._model, self._vocab = loaded.model, loaded.vocab
             self.notes: list[str] = [*loaded.notes]
+            self._n_batch = n_batch
             self._make_context(Wanted(n_ctx, n_sequences, n_threads, n_batch))
             if sleeps:
                 self._vocab = loaded.keep_words()
@@ -146,7 +148,8 @@ class LlamaEngine:
         self.n_ctx, self.n_sequences, self.n_batch = made.n_ctx, made.n_sequences, made.n_batch
         self.n_threads = made.n_threads
         self.notes += made.notes
-        self._batch = LlamaBatch(self._lib.api, made.n_batch)
+        self.n_together, self.n_outputs = made.n_together, made.n_outputs
+        self._batch = LlamaBatch(self._lib.api, made.n_together)
         if self.middle:  # it was asleep
             self._show_middle(self._context, middle_of(self.info.n_layer), True)
 
@@ -162,7 +165,7 @@ class LlamaEngine:
             path=path,
             name=self.metadata("general.name") or os.path.basename(path),
             architecture=str(self.metadata("general.architecture")),
-            description=text.value.decode("utf-8", "replace").replace("?B", _in_words(n_params)),
+            description=_described(text.value.decode("utf-8", "replace"), n_params),
             n_vocab=api.llama_vocab_n_tokens(self._vocab),
             n_embd=api.llama_model_n_embd_out(model),
             n_layer=api.llama_model_n_layer(model),
@@ -286,7 +289,7 @@ class LlamaEngine:
     # --- decoding ------------------------------------------------------------------------------------------
 
     def decode(self, feeds: Sequence[Feed], *, hidden: bool = False) -> list[Outputs]:
-        """Decode at most ``n_batch`` tokens; one ``Outputs`` for each feed.
+        """Decode at most ``n_together`` tokens; one ``Outputs`` for each feed.
 
         Raises
         ------
@@ -299,7 +302,7 @@ class LlamaEngine:
     def _decode(self, feeds: Sequence[Feed], hidden: bool) -> list[Outputs]:
         self._require_open()
         api = self._lib.api
-        total = check_feeds(feeds, self.n_batch, self.n_sequences)
+        total = check_feeds(feeds, self, hidden=hidden)
         # llama.cpp takes ascending, consecutive sequences in one go, and splits others into smaller batches
         order = [0]
         if len(feeds) > 1:
@@ -507,7 +510,7 @@ class LlamaEngine:
             try:
                 self._loaded.wake()
                 self._model = self._loaded.model
-                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self.n_batch))
+                self._make_context(Wanted(self.n_ctx, self.n_sequences, self.n_threads, self._n_batch))
             except BaseException:
                 self._free()
                 self._loaded.sleep()
@@ -547,8 +550,28 @@ class LlamaEngine:
             self.close()
 
 
+def _described(text: str, n_params: int) -> str:
+    """Return llama.cpp's description of a model with its true size: it guesses that from the number of layers.
+
+    >>> _described("llama 256M Q4_1", 134_515_008), _described("llama ?B Q8_0", 8_100_000)
+    ('llama 135M Q4_1', 'llama 8.1M Q8_0')
+    >>> _described("llama 7B Q4_K - Medium", 6_738_415_616), _described("llama 8x7B F16", 46_702_792_704)
+    ('llama 7B Q4_K - Medium', 'llama 8x7B F16')
+    """
+    architecture, _, rest = text.partition(" ")
+    size, _, kind = rest.partition(" ")
+    named = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", size)
+    if named is not None:
+        ratio = float(named[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[named[2]] / max(n_params, 1)
+        if 0.75 < ratio < 1.33:
+            return text
+    elif size != "?B":
+        return text
+    return f"{architecture} {_in_words(n_params)} {kind}"
+
+
 def _in_words(n_params: int) -> str:
-    """Return how many parameters there are, where llama.cpp knows no name for that size.
+    """Return how many parameters there are.
 
     >>> _in_words(263_000), _in_words(134_515_008), _in_words(1_235_814_432)
     ('263K', '135M', '1.2B')

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import threading
@@ -28,6 +29,12 @@ _MIDDLE_STATES = (
     "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
     "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
 )
+_PRODUCTS = {
+    "Q4_0": "dequantize_row_q4_0",
+    "Q5_0": "dequantize_row_q5_0",
+    "Q6_K": "dequantize_row_q6_K",
+    "Q8_0": "dequantize_row_q8_0",
+}
 _AMX_NOTE = (
     "this CPU has AMX, with which llama.cpp builds of many compilers crash, so its special buffers are off; "
     "extra_buffers=True (or ATLAS_KIT_EXTRA_BUFFERS=1) switches them on"
@@ -89,6 +96,20 @@ class _Library:
         give.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
         give.restype = ctypes.POINTER(ctypes.c_float)
         return show, give
+
+    @functools.cached_property
+    def native(self) -> dict[str, Callable[[int, int, int], None]]:
+        """Functions that turn weights into numbers, by the names of types, as far as this build gives them out.
+
+        Of types whose numbers are products alone: a sum behind a product is rounded once or twice, as a build likes.
+        """
+        found = {}
+        for name, function in _PRODUCTS.items():
+            with contextlib.suppress(AttributeError):
+                native = self.api._lib[function]
+                native.argtypes, native.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+                found[name] = native
+        return found
 
     def _logged(self, level: int, text: bytes, _: Any) -> None:
         self._level = self._level if level == _CONT else level
@@ -183,6 +204,7 @@ class LoadedModel:
             if not self.checks_later:
                 self.file.check()  # llama.cpp would say so less clearly, or crash
             self.library = library()
+            self.file.native = self.library.native
             self.notes: list[str] = [*self.library.notes]
             safe = _safe_buffers(self.library.has_amx, extra_buffers)
             if self.library.has_amx and not safe and extra_buffers is None:

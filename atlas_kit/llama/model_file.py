@@ -17,6 +17,7 @@ from atlas_kit.storage.given import open_source
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.dequantize import Native
     from atlas_kit.llama.output_matrix import OutputRows
     from atlas_kit.settings.model_facts import ModelFacts
 
@@ -45,6 +46,8 @@ class ModelFile:
         self._rows: OutputRows | None = None
         self._problem: AtlasError | None = None
         self._closed = False
+        #: llama.cpp's own functions that turn weights into numbers; None: it is not there.
+        self.native: Native | None = None
         self._lock = threading.RLock()
 
     def check(self) -> ModelFacts:
@@ -108,7 +111,7 @@ class ModelFile:
                 facts = self.check()
                 return rows_of_model(
                     self._opened(), scale=logit_scale(facts.architecture, facts.logit_scale),
-                    softcap=facts.softcap, is_control=is_control,
+                    softcap=facts.softcap, is_control=is_control, native=self.native,
                 )  # fmt: skip
             except AtlasError as error:
                 self._problem = None if self._closed else error

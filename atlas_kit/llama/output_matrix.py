@@ -18,6 +18,7 @@ from atlas_kit.errors import FileCorruptError, InvalidParamError
 
 if TYPE_CHECKING:
     from atlas_kit.formats.gguf import GGUFFile
+    from atlas_kit.formats.gguf.dequantize import Native
 
 
 P = ParamSpec("P")
@@ -376,8 +377,10 @@ def _spread(n_vocab: int, count: int) -> Array:
     return tokens[np.diff(tokens, prepend=-1) > 0]
 
 
-def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
+def rows_of_model(file: GGUFFile, *, native: Native | None = None, **options: Any) -> OutputRows:
     """Return the read-out rows of a GGUF model: ``output.weight``, or the embedding where the two are tied.
+
+    ``native`` is as of ``dequantize_rows``.
 
     Raises
     ------
@@ -397,7 +400,8 @@ def rows_of_model(file: GGUFFile, **options: Any) -> OutputRows:
     def matrix(tokens: Array) -> Array:
         if len(tokens) == info.rows:
             return file.dequantize(info)
-        return dequantize_rows(file.gather(info, tokens.tolist()), len(tokens), info, kind, file.byte_order)
+        data = file.gather(info, tokens.tolist())
+        return dequantize_rows(data, len(tokens), info, kind, file.byte_order, native)
 
     matrix(np.zeros(1, np.int64))  # a type that cannot be dequantised shows now
     options.setdefault("whole_bytes", WHOLE_BYTES)

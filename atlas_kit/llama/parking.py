@@ -6,10 +6,11 @@ memory belongs to whoever holds the value, and to one session at a time. A file 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.llama.last_output import last_output_of
 from atlas_kit.llama.session_states import episodes_of, new_episodes, new_memory, token_memory
 from atlas_kit.llama.steps import Stats
@@ -60,6 +61,11 @@ class Parked:
     episodes: Episodes | None = None
 
     @property
+    def owes(self) -> int:
+        """How many tokens the context lacks that were read or said."""
+        return len(self.owed)
+
+    @property
     def size(self) -> int:
         """Bytes of main memory that it takes."""
         memory = 0 if self.memory is None else self.memory.state_bytes
@@ -81,6 +87,10 @@ def park(session: AtlasSession, *, context: bool = True) -> Parked:
 
     ``context``: with the engine's bytes of the context, without which it is read again.
     """
+    if context and session._owed and session._context and session.memory is not None:
+        # what is written into a file goes on from its last token's output
+        with contextlib.suppress(AtlasError):  # then all of the context is read again
+            session.run(session.catching_up())
     kept = context and bool(session._context)
     data = session.engine.save_sequence(session.sequence) if kept else None
     parked = Parked(

@@ -25,6 +25,7 @@ from atlas_kit.llama.engine import COPIED, Engine, Feed, Outputs
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.last_output import LastOutput
 from atlas_kit.llama.loading import claim, engine_of
+from atlas_kit.llama.placing import placing
 from atlas_kit.llama.sampling import Sampler, Sampling
 from atlas_kit.llama.steps import (
     Expected,
@@ -36,7 +37,6 @@ from atlas_kit.llama.steps import (
     Step,
     Token,
     Work,
-    common_length,
     log_softmax,
     scores,
 )
@@ -235,7 +235,8 @@ class AtlasSession:
         ``progress`` gets after each step how many tokens are read. ``stores``: the episode that is open goes on with
         them.
         """
-        yield from self.catching_up()
+        if len(self._owed) != 1 or not tokens:  # a single one is read together with what follows it
+            yield from self.catching_up()
         at, self._listen, self._expected = 0, listen, expected
         remembers = self.memory is not None or listen is not None
         try:
@@ -244,12 +245,17 @@ class AtlasSession:
                 room = min(self.feed_limit, self.engine.n_batch)
                 if not self.engine.info.recurrent:
                     room = min(room, self.engine.n_ctx - self._position)
-                part = list(tokens[at : at + room])
-                at += len(part)
+                if self._owed and room == 1:
+                    yield from self.catching_up()
+                    continue
+                owed = len(self._owed)
+                fresh = list(tokens[at : at + room - owed])
+                at, part = at + len(fresh), [*self._owed, *fresh]
                 every = remembers or score
                 count = len(part) if every else (1 if at == len(tokens) else 0)
                 outputs = yield from self._decoded(part, count)
-                self._counts.tokens_read += len(part)
+                self._owed = []
+                self._counts.tokens_read += len(fresh)
                 try:
                     logprob = self._take(part, outputs, every)
                 except BaseException:
@@ -257,7 +263,7 @@ class AtlasSession:
                     self.forget_context()
                     raise
                 if stores:
-                    self._store(part)
+                    self._store(fresh)
                 if told is not None and len(logprob):
                     told(logprob)
                 if progress is not None:
@@ -391,6 +397,11 @@ class AtlasSession:
         """Whether a step of the memory is full and was put off."""
         return self.memory is not None and self.memory.due
 
+    @property
+    def owes(self) -> int:
+        """How many tokens the context lacks that were read or said: they are read before whatever comes next."""
+        return len(self._owed)
+
     def learn_due(self) -> None:
         """Take the step of the memory that was put off, if one was."""
         if self.memory is not None:
@@ -420,8 +431,7 @@ class AtlasSession:
         """Drop the older half of the context if it is full, but for its beginning (``keeps``)."""
         if self._position < self.engine.n_ctx or self.engine.info.recurrent:
             return
-        keep = self._kept()
-        drop = max(1, (self.engine.n_ctx - keep) // 2)
+        keep, drop = self._kept(), self.room
         self._counts.rollovers += 1
         if self._rollover == "shift" or (self._rollover == "auto" and self.engine.can_shift):
             self.engine.shift(self.sequence, keep, drop)
@@ -463,26 +473,7 @@ class AtlasSession:
         tokens
             What it shall have been read from.
         """
-        yield from self.catching_up()
-        context, keep = self._context, self._kept()
-        gone = len(history) - len(context)
-        whole = gone >= 0 and context[keep:] == list(history[gone + keep :])
-        same = keep + common_length(context[keep:], tokens[gone + keep :]) if whole else 0
-        if gone + same == len(tokens) and same == len(context) and self._last_output is not None:
-            return
-        same = min(same, len(tokens) - gone - 1)  # the last one is read again, for what it gives
-        if same <= keep or not self.engine.forget(self.sequence, same):
-            self.forget_context()
-            most = self.engine.n_ctx
-            owed = list(tokens)
-            if len(owed) >= most and not self.engine.info.recurrent:  # as if it had just been full
-                front = owed[: min(self.keeps, most - 4)] or [*self.engine.begin]
-                owed = [*front, *owed[-max(1, (most - len(front)) // 2) :]]
-        else:
-            del context[same:]
-            self._position, self._last_output, owed = same, None, list(tokens[gone + same :])
-        self._owed = owed
-        yield from self.catching_up()
+        return placing(self, history, tokens)
 
     def run(self, work: Work[T]) -> T:
         """Carry out work alone: every step is a decode of its own."""
@@ -606,12 +597,14 @@ class AtlasSession:
         sampler: Sampler | None = None,
         top_logprobs: int | None = None,
         stores: bool = False,
+        leaves_last: bool = False,
     ) -> Generator[Step | Token, Any, Finish]:
         """Do ``generate`` in steps: yields a step, and is sent its outputs, or a token; returns why it ended.
 
         ``sampler`` takes the place of ``sampling``, and is closed at the end. ``top_logprobs``: tokens tell their
         log-probabilities, and those of so many of the most likely tokens. ``stores``: the prompt is kept in the
-        episodes as what a user said, and the rest as what was answered.
+        episodes as what a user said, and the rest as what was answered. ``leaves_last``: the last of ``max_tokens``
+        tokens is decoded with what follows it (``owes``), which may be nothing.
         """
         max_tokens = arguments.count_of("max_tokens", max_tokens)
         top_logprobs = arguments.count_of("top_logprobs", top_logprobs)
@@ -641,7 +634,7 @@ class AtlasSession:
                     yield said
                     reason = "stop"
                     break
-                yield from self._advance(said)
+                yield from self._advance(said, decoded=not (leaves_last and count == max_tokens))
                 yield said
             if not text.stopped and (rest := text.rest()):
                 yield Token(-1, rest, None)
@@ -665,11 +658,14 @@ class AtlasSession:
         index, decode = was.place or (-1, -1)
         return choose(sampler, was.logits[0], index if decode == self.engine.decodes else None, most)
 
-    def _advance(self, said: Token) -> Generator[Step, Outputs, None]:
-        """Append a generated token; where this is cut short, the context still owes it."""
+    def _advance(self, said: Token, decoded: bool = True) -> Generator[Step, Outputs, None]:
+        """Append a generated token; where this is cut short, or it is not ``decoded``, the context still owes it."""
         if self.memory is not None:
             self._count(self._settle(said.id))
-        self._last_output, self._owed, self._said = None, [said.id], said
+        self._last_output, self._owed = None, [said.id]
+        if not decoded:
+            return
+        self._said = said
         try:
             yield from self.catching_up()
         finally:
@@ -801,6 +797,12 @@ class AtlasSession:
     def position(self) -> int:
         """Where the next token will stand in the model's context."""
         return self._position
+
+    @property
+    def room(self) -> int:
+        """Tokens until the context is full; where it is, how many are dropped then; 0: it has no end."""
+        half = max(1, (self.engine.n_ctx - self._kept()) // 2)
+        return 0 if self.engine.info.recurrent else max(0, self.engine.n_ctx - self._position) or half
 
     @property
     def context_tokens(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.likeliest import Likeliest
 
 if TYPE_CHECKING:
     from atlas_kit.llama.reading import Reading
@@ -87,6 +88,7 @@ class Trace:
     def __init__(self) -> None:
         self._count = 0
         self.places = Places()
+        self._likeliest = Likeliest(TOP)
         self._columns: dict[str, Array] = {
             name: np.empty((_FIRST_ROOM, *shape), dtype) for name, (shape, dtype) in _COLUMNS.items()
         }
@@ -112,7 +114,7 @@ class Trace:
         """Take in what was expected of some tokens that came; see ``session.Observer``."""
         blended = reading.blended(probabilities)
         own = np.stack((probabilities[:, 0], blended), axis=-1)
-        top, top_p = _expected(reading)
+        top, top_p = self._likeliest.of(reading)
         self._append(
             {
                 "tokens": tokens,
@@ -162,59 +164,6 @@ def _grown(array: Array, least: int) -> Array:
     room = np.empty((max(least, 2 * len(array)), *array.shape[1:]), array.dtype)
     room[: len(array)] = array
     return room
-
-
-def _expected(reading: Reading) -> tuple[Array, Array]:
-    """Return the likeliest tokens (n, 2, TOP) of model and blend, and their probabilities.
-
-    The same as ``Reading.log_probabilities`` gives row by row over the whole vocabulary, for a tenth of the time: what
-    is neither a candidate nor in the window is less likely than the model's own first 6, which are.
-    """
-    lse = reading.lse.astype(np.float32)[:, None]
-    some = reading.top
-    if some.shape[1] < TOP:  # the memory corrects fewer candidates, or there is none
-        from atlas_kit.llama.reading import most_likely
-
-        some = np.stack([most_likely(z, TOP) for z in reading.logits])
-    own = np.exp(np.take_along_axis(reading.logits, some, axis=1) - lse)
-    names, blend = _blended(reading, lse, some)
-    model, both = _best(some, own), _best(np.broadcast_to(names, blend.shape), blend)
-    return np.stack((model[0], both[0]), axis=1), np.stack((model[1], both[1]), axis=1)
-
-
-def _blended(reading: Reading, lse: Array, some: Array) -> tuple[Array, Array]:
-    """Return tokens (T,), in no order, and their blended probabilities (n, T): candidates, window, ``some``."""
-    model, memory, window = reading.weights.astype(np.float32).T[:, :, None]
-    seen, place = reading.slots.distinct
-    names, own, behind = reading.tokens, reading.own, reading.corrected
-    if some is not reading.top:
-        names = np.union1d(names, some)
-        own = reading.logits[:, names]
-        behind = own.copy()
-        behind[:, np.searchsorted(names, reading.tokens)] = reading.corrected
-    columns = np.minimum(np.searchsorted(names, seen), len(names) - 1)
-    new = names[columns] != seen  # in the window and no candidates: rare, unless it is long
-    if new.any():
-        columns[new] = len(names) + np.arange(new.sum())
-        names, others = np.concatenate((names, seen[new])), reading.logits[:, seen[new]]
-        own, behind = np.hstack((own, others)), np.hstack((behind, others))
-    p: Array = model * np.exp(own - lse)
-    p += memory * np.exp(behind - reading.log_z.astype(np.float32)[:, None])
-    if len(seen):
-        mass = [np.bincount(place, row, len(seen)) for row in reading.window.weights]
-        p[:, columns] += window * np.asarray(mass, np.float32)
-    return names, p
-
-
-def _best(tokens: Array, p: Array) -> tuple[Array, Array]:
-    """Return the TOP likeliest of ``tokens`` (n, T) with probabilities p (n, T), likeliest first."""
-    n, count = len(p), min(TOP, p.shape[1])
-    place = np.argpartition(p, p.shape[1] - count, axis=1)[:, p.shape[1] - count :]
-    place = np.take_along_axis(place, np.argsort(-np.take_along_axis(p, place, 1), axis=1), 1)
-    best, best_p = np.full((n, TOP), -1, np.int32), np.zeros((n, TOP), np.float32)
-    best[:, :count] = np.take_along_axis(tokens, place, 1)
-    best_p[:, :count] = np.take_along_axis(p, place, 1)
-    return best, best_p
 
 
 def follow(

@@ -117,7 +117,8 @@ def gather(
     if not result.parts:
         hint = f"{result.left_out[0]}." if result.left_out else None
         raise InvalidParamError(
-            f"none of the {len(files):,} files holds anything that could be asked about", hint=hint,
+            "the file holds nothing that could be asked about" if len(files) == 1
+            else f"none of the {len(files):,} files holds anything that could be asked about", hint=hint,
             remedy=Remedy("index-memories") if words is None else None,
         )  # fmt: skip
     return result

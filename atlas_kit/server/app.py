@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_kit import __version__
 from atlas_kit.errors import AtlasError, MissingExtraError
-from atlas_kit.server.problems import ApiError
+from atlas_kit.server.problems import ApiError, in_words
 from atlas_kit.server.sleeping import Awake
 from atlas_kit.server.streams import ClientGoneError, told
 
@@ -240,8 +240,9 @@ def _invalid(errors: Any) -> ApiError:
         return ApiError(400, "The body is not JSON.", code="invalid_json")
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     param = ".".join(place) or None
-    message = str(first["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = in_words(first)
+    if param is None and first.get("type") == "missing":
+        return ApiError(400, "The request has no body.", code="invalid_value")
     return ApiError(400, f"{param or 'The request'}: {message}.", param=param, code="invalid_value")
 
 

@@ -60,7 +60,7 @@ def atlas_statistics(
     steps
         Steps that the memory took while it read the text and answered.
     """
-    in_context = len(session.context_tokens)
+    in_context = len(session.context_tokens) + session.owes
     whole = len(conversation.history)
     gone = max(0, whole - in_context)
     found: dict[str, Any] = {

@@ -54,7 +54,7 @@ class Conversation:
     slot
         Where it is else. Neither: its inside is in a file.
     learned
-        Tokens that its memory has taken in, of all texts.
+        Tokens that it has read and said, of all texts.
     version, saved, exact
         How often it has changed, of which version there is a file, and whether that has the context's bytes.
     size
@@ -111,7 +111,7 @@ class Conversation:
 
     @property
     def dropped(self) -> int:
-        """Tokens that were learned and that are not of the present text: they are not unlearned."""
+        """Tokens read or said that are not of the present text: what was learned of them is not unlearned."""
         return 0 if self.settings is None else max(0, self.learned - len(self.history))
 
     @property

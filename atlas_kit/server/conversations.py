@@ -67,6 +67,9 @@ MEASURE_BYTES = 8 << 20
 EXACT_SECONDS = 20.0
 #: Tokens that a copy of another context must save at least.
 LEAST_COPIED = 4
+#: The same where that other one is still being read: whoever waits for it is decoded for later than those who came
+#: with it, and of a short text nearly alone.
+LEAST_AWAITED = 32
 
 
 class Conversations:
@@ -236,7 +239,7 @@ class Conversations:
                 continue
             text = one.history if one.reading is None else one.reading
             shared = common_length(text, tokens)
-            if shared > longest:
+            if shared > longest and (one.reading is None or shared >= known + LEAST_AWAITED):
                 found, longest = one, shared
         return found
 

@@ -358,7 +358,10 @@ class Generating:
             outcome.finish_reason, outcome.stop = self._job.job.finish_reason, self._job.job.stop
         finally:
             session.observer = None
-            ended, first = time.monotonic(), self._first or self._began
+            ended = time.monotonic()
+            first = self._first or ended
+            if not self._first:  # it only read, or was ended while it did
+                outcome.seconds_reading = ended - self._began
             if self._question is not None and self._said:
                 # behind that, an answer made on the side is read for the conversation
                 ended = min(ended, max(self._said, first + 0.001))
@@ -399,6 +402,7 @@ class Generating:
         if question is not None:
             told = self._reads if asked.progress else None
             ahead, keep = self._ahead
+            yield from session.catching_up()  # it may be answered on the side
             return (
                 yield from question.answering(
                     session, fresh, self._generating(session), told, ahead=ahead, keep=keep
@@ -414,6 +418,7 @@ class Generating:
                 progress=self._reads if asked.progress else None,
             )
         if self._copies:
+            yield from session.catching_up()
             yield between()
             copies = fork(session, len(self._copies))
             for copy, parked in zip(self._copies, copies, strict=True):
@@ -447,6 +452,7 @@ class Generating:
                             stop=asked.stops,
                             sampler=sampler,
                             top_logprobs=asked.top_logprobs,
+                            leaves_last=self._question is None,
                         )
                     )
             finally:

@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from atlas_kit.server.conversation import Conversation, about, take_over
 from atlas_kit.server.jobs import finished
 from atlas_kit.server.keys import SHARED
 from atlas_kit.server.session_files import make_private, session_info
+from atlas_kit.storage.atomic import atomic_write
 from atlas_kit.storage.keys import Keys
 from atlas_kit.storage.pace import gently, give_back
 
@@ -236,8 +239,20 @@ class SharedMemory:
                     f"{self.report.problem}; it goes on from its backup {self.report.backup}"
                 )
                 log.warning("the memory goes on from its backup %s", self.report.backup)
+                self._put_back(found[1].path)
                 return read
         return None
+
+    def _put_back(self, backup: str) -> None:
+        """Let the file be a copy of a backup: a server that is killed before its next save begins with that again."""
+        if os.path.lexists(self.path):  # what is no good could not be moved
+            return
+        with contextlib.suppress(OSError, AtlasError):
+            info = os.stat(backup)
+            with open(backup, "rb") as source, atomic_write(self.path) as file:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(file.fileno(), stat.S_IMODE(info.st_mode))
+                shutil.copyfileobj(source, file, 1 << 20)
 
     # --- saving --------------------------------------------------------------------------------------------
 

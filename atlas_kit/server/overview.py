@@ -67,7 +67,8 @@ def now_of(service: Service) -> Now:
     if not service.ready:
         return found
     engine, conversations = service.engine, service.conversations
-    filled = sum(min(slot.session.position, engine.n_ctx) for slot in conversations.slots)
+    sessions = [slot.session for slot in conversations.slots]
+    filled = sum(min(one.position + one.owes, engine.n_ctx) for one in sessions)
     found.kv_cache_usage = min(1.0, filled / max(1, engine.n_ctx * engine.n_sequences))
     for one in conversations.named.values():
         found.sessions[one.place] += 1
@@ -179,7 +180,7 @@ def _slots(service: Service, namespace: str) -> list[dict[str, Any]]:
                 "busy": slot.busy,
                 "task": slot.task or None,
                 "session_id": one.key.name if one is not None and mine else None,
-                "context_tokens": min(slot.session.position, service.engine.n_ctx),
+                "context_tokens": min(slot.session.position + slot.session.owes, service.engine.n_ctx),
                 "context_size": service.engine.n_ctx,
             }
         )
@@ -230,7 +231,9 @@ def _conversation(service: Service, one: Conversation) -> dict[str, Any]:
         return found
     session: AtlasSession | None = None if one.slot is None else one.slot.session
     counts = inside.counts
-    in_context = min(inside.position, service.engine.n_ctx)  # a recurrent model's grows without end
+    in_context = min(
+        inside.position + inside.owes, service.engine.n_ctx
+    )  # a recurrent model's grows without end
     found |= {
         "context_tokens": in_context,
         "context_size": service.engine.n_ctx,

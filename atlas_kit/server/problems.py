@@ -6,6 +6,7 @@ An endpoint raises ``ApiError``, or lets an ``AtlasError`` through; each API fam
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ _STATUS: tuple[tuple[type[AtlasError], int, str | None], ...] = (
     (OutOfMemoryError, 503, "out_of_memory"),
     (InvalidParamError, 400, None),
 )
+#: A name at the beginning of a sentence, which is written as it is: a property's, a program's.
+_NAME = re.compile(r"\w+[._]\w|atlas-tool")
 #: The property that names a session in most requests.
 SESSION = "atlas.session_id"
 GENERIC = "Something went wrong in the server; its log says what, under this request's id."
@@ -160,9 +163,73 @@ def naming(param: str) -> Iterator[None]:
 
 
 def _sentence(error: AtlasError) -> str:
-    message = error.message[:1].upper() + error.message[1:]
+    """Return an error as a client reads it.
+
+    >>> _sentence(InvalidParamError("window_size is 5", hint="Choose 64 to 8192."))
+    'window_size is 5. Choose 64 to 8192.'
+    >>> _sentence(InvalidParamError("there is no such file."))
+    'There is no such file.'
+    """
+    message = error.message
+    if not _NAME.match(message):
+        message = message[:1].upper() + message[1:]
     message = message.rstrip(".") + "."
-    return f"{message} {error.hint}" if error.hint else message
+    # whom a memory belongs to is not for a client to overrule
+    return f"{message} {error.hint}" if error.hint and not isinstance(error, WrongModelError) else message
+
+
+#: What pydantic finds wrong with a value, in plain words: its own are for who wrote the schema.
+_WORDS = {
+    "missing": "this property is missing",
+    "too_short": "it must have at least {min_length} {items}",
+    "too_long": "it must have at most {max_length} {items}",
+    "string_too_short": "it must have at least {min_length} {characters}",
+    "string_too_long": "it must have at most {max_length} {characters}",
+    "string_type": "it must be a text",
+    "string_unicode": "the text holds half a character",
+    "list_type": "it must be a list",
+    "dict_type": "it must be an object",
+    "model_type": "it must be an object",
+    "model_attributes_type": "it must be an object",
+    "bool_type": "it must be true or false",
+    "bool_parsing": "it must be true or false",
+    "int_type": "it must be a whole number",
+    "int_parsing": "it must be a whole number",
+    "int_parsing_size": "the number has too many digits",
+    "int_from_float": "it must be a whole number",
+    "float_type": "it must be a number",
+    "float_parsing": "it must be a number",
+    "finite_number": "it must be a finite number",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than": "it must be below {lt}",
+    "less_than_equal": "it must be at most {le}",
+    "literal_error": "it must be {expected}",
+}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value of a request, as pydantic found it, without a full stop.
+
+    >>> in_words({"type": "too_short", "msg": "...", "ctx": {"min_length": 1}})
+    'it must have at least 1 item'
+    >>> in_words({"type": "value_error", "msg": "Value error, Choose one of both"})
+    'choose one of both'
+    """
+    words = _WORDS.get(str(found.get("type")))
+    if words is not None:
+        given = {
+            name: f"{value:,.16g}"
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            else value
+            for name, value in dict(found.get("ctx") or {}).items()
+        }
+        one = given.get("min_length", given.get("max_length")) == "1"
+        given |= {"items": "item" if one else "items", "characters": "character" if one else "characters"}
+        with contextlib.suppress(KeyError):
+            return words.format_map(given)
+    message = str(found["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def too_long(message: str, tokens: int, room: int, *, param: str) -> ApiError:

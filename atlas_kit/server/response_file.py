@@ -105,6 +105,9 @@ class ResponseFile:
         """Open the file, or a new one; return the number of the next answer."""
         for again in (False, True):
             try:
+                with contextlib.suppress(OSError):  # SQLite gives its other files the rights of this one
+                    os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
+                    os.chmod(self._path, 0o600)
                 database = self._database = sqlite3.connect(self._path, isolation_level=None)
                 database.execute(
                     "PRAGMA secure_delete = ON"
@@ -115,8 +118,6 @@ class ResponseFile:
                 database.executescript(_TABLES)
                 if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("the database is damaged")
-                with contextlib.suppress(OSError):
-                    os.chmod(self._path, 0o600)
                 self._form = self._formed(database)
                 return int(database.execute("SELECT coalesce(max(n), 0) + 1 FROM answers").fetchone()[0])
             except MissingExtraError:

@@ -110,7 +110,9 @@ class MemoryAnswer(Answer):
     session_id: str | None = Field(description="null: the memory that requests without a session share.")
     place: str = Field(description="sequence, memory or file: where it is now.")
     conversation_tokens: int
-    not_unlearned_tokens: int = Field(description="Tokens that were learned and are not of the present text.")
+    not_unlearned_tokens: int = Field(
+        description="Tokens read or said that are not of the present text: what was learned of them stays."
+    )
     memory: dict[str, Any] | None = Field(description="Counts, sizes and settings.")
 
 

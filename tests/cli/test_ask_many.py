@@ -72,7 +72,10 @@ def test_nothing_to_ask_about(ask, tmp_path):
         memory.set("key", b"value")
     result = ask("Who?", file=empty)
     assert result.exit_code == 2
-    assert "none of the 1 files holds anything that could be asked about" in result.stderr
+    assert "the file holds nothing that could be asked about" in result.stderr
+    with MemoryFile.edit(empty / "other.atlas", create=True) as memory:
+        memory.set("key", b"value")
+    assert "none of the 2 files holds anything that could be asked about" in ask("Who?", file=empty).stderr
 
 
 def test_memories_at_addresses(ask, tmp_path):

@@ -624,4 +624,4 @@ def test_a_text_with_the_name_of_a_model(run_cli, tmp_path):
     path.write_text("plain text")
     done = run_cli("inspect", path)
     assert done.exit_code == 2
-    assert "not a GGUF file" in done.stderr
+    assert "not a GGUF file: it does not start with GGUF" in done.stderr

@@ -79,12 +79,16 @@ def lab_page(_lab_page: Page, _context: tuple[BrowserContext, Watch]) -> Iterato
 
 
 @pytest.fixture
-def notebook(lab_server: Lab, request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Write a notebook of code cells into the Lab's folder; returns its path for ``open_notebook``."""
+def notebook(lab_server: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """Write a notebook of code cells into the Lab's folder; returns its path for ``open_notebook``.
+
+    Its kernel ends with the test: a lab may read a text then that has no end in a test's time.
+    """
 
     def write(*sources: str) -> str:
         path = lab_server.root / f"{request.node.originalname}.ipynb"
         path.write_text(notebook_json(*sources), encoding="utf-8")
         return path.name
 
-    return write
+    yield write
+    lab_server.end_kernels()

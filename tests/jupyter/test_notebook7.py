@@ -14,7 +14,7 @@ from tests.jupyter.labdriver import Lab, kernel_json, notebook_json, run_all, ru
 
 WIDGETS = (
     """from atlas_kit.widgets import MemoryLab
-lab = MemoryLab("tiny-python.gguf", "def median(data):\\n    return sorted(data)\\n" * 60)
+lab = MemoryLab("tiny-python.gguf", "def median(data):\\n    return sorted(data)\\n" * 30_000)  # no end in sight
 lab""",
     """from atlas_kit.widgets import MemoryCompare
 MemoryCompare("learned.atlas", "learned-more.atlas")""",

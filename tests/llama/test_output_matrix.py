@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from atlas_kit import GGUFFile
 from atlas_kit.errors import FileCorruptError, InvalidParamError
+from atlas_kit.llama.llama_engine import LlamaEngine
 from atlas_kit.llama.output_matrix import (
     COVARIANCE_RIDGE,
     EVENING,
@@ -294,3 +296,36 @@ def test_what_a_thread_keeps_no_other_overwrites():
     other.start()
     other.join()
     assert (kept == MATRIX[[3, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q6_K", "Q8_0"])
+def test_llama_cpps_functions_give_numpys_numbers_to_the_bit(name):
+    """Of any bytes, scales that are no numbers included."""
+    pytest.importorskip("llama_cpp")
+    from atlas_kit.formats.gguf.dequantize import dequantize_rows
+    from atlas_kit.formats.gguf.tables import GGML_TYPES
+    from atlas_kit.llama.llama_library import library
+
+    native = library().native
+    assert name in native
+    kind = next(row for row in GGML_TYPES if row.type.name == name)
+    info = SimpleNamespace(name="output.weight", row_length=1024)
+    random = np.random.default_rng(0)
+    rows = 1 + int(random.integers(40))
+    data = random.bytes(rows * 1024 // kind.block * kind.size)
+    expected = dequantize_rows(data, rows, info, kind, "<")
+    found = dequantize_rows(data, rows, info, kind, "<", native)
+    assert np.isnan(expected).any()
+    assert np.array_equal(found, expected, equal_nan=True)
+    swapped = dequantize_rows(data, rows, info, kind, ">", native)
+    assert np.array_equal(swapped, dequantize_rows(data, rows, info, kind, ">"), equal_nan=True)
+
+
+@pytest.mark.parametrize("type", ["q8_0", "q4_0", "f16"])
+def test_rows_of_a_loaded_model_are_those_of_its_file(type, random_model):
+    path = random_model("llama", type=type)
+    with GGUFFile.open(path) as file, LlamaEngine(path, n_ctx=32, n_threads=1) as engine:
+        expected = rows_of_model(file).whole()
+        tokens = np.array([0, 5, 17, engine.info.n_vocab - 1])
+        rows = engine.output_rows()
+        assert np.array_equal(rows._matrix(tokens), expected[tokens])

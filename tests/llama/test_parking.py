@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
 
-from atlas_kit.errors import InvalidParamError
+from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling
 from atlas_kit.llama.likeness import likeness_of
 from atlas_kit.llama.parking import Parked, light_state_of, park, parked_of, state_of, unpark
+from atlas_kit.llama.steps import Step
 from atlas_kit.settings.atlas_settings import AtlasSettings
 
 SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
@@ -83,13 +85,54 @@ def test_a_state_of_what_is_owed_has_its_tokens() -> None:
         generating = session.generate(max_tokens=5, sampling=GREEDY)
         next(generating)
         generating.close()
-        session._owed = [65]  # as where the decode of a token was cut short
         parked = park(session)
+        parked.owed = [65]  # as where the decode of a token was cut short
         state = state_of(session.engine, parked)
         assert (list(state.tokens[-1:]), state.context, state.output) == ([65], None, {})
         again = parked_of(session.engine, state)
         assert again.context == [*parked.context, 65]
         assert again.data is None
+
+
+@pytest.mark.parametrize("memory", [SMALL, None])
+def test_a_last_token_that_was_left_is_decoded_for_a_memory_that_may_be_saved(memory: Any) -> None:
+    with AtlasSession(FakeEngine(), memory) as session:
+        session.feed(TEXT[:40])
+        session.run(_steps_of(session.generating(max_tokens=3, sampling=GREEDY, leaves_last=True)))
+        assert session.owes == 1
+        context = [*session.context_tokens, *session._owed]
+        parked = park(session)
+        assert [*parked.context, *parked.owed] == context
+        assert parked.owes == (memory is None)
+        if memory is not None:
+            state = state_of(session.engine, parked)
+            assert (list(state.tokens), state.position) == (context, len(context))
+            assert state.output
+
+
+def test_a_last_token_that_cannot_be_decoded_costs_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AtlasSession(FakeEngine(), SMALL) as session:
+        session.feed(TEXT[:40])
+        session.run(_steps_of(session.generating(max_tokens=3, sampling=GREEDY, leaves_last=True)))
+        seen = session.memory.tokens_seen if session.memory is not None else 0
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise ModelError("out of order")
+
+        monkeypatch.setattr(session.engine, "decode", fail)
+        parked = park(session)
+        assert (parked.context, parked.owed, parked.data) == ([], [], None)
+        assert parked.memory is not None
+        assert parked.memory.tokens_seen == seen
+
+
+def _steps_of(work: Any) -> Any:
+    """Return the steps of some work that also tells tokens."""
+    outputs = None
+    with contextlib.suppress(StopIteration):
+        while True:
+            item = work.send(outputs)
+            outputs = (yield item) if isinstance(item, Step) else None
 
 
 def test_without_a_memory_there_is_no_state() -> None:

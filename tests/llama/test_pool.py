@@ -55,11 +55,15 @@ def test_sessions_generate_what_they_would_alone(kind, memory, request):
         session.close()
 
 
-@pytest.mark.parametrize(("processors", "at_once"), [(1, LEARN_AT_ONCE), (2, BESIDE_AT_ONCE)])
-def test_memories_that_fill_together_learn_in_turns(processors, at_once, monkeypatch):
+@pytest.mark.parametrize(
+    ("processors", "threads", "at_once"),
+    [(1, 1, LEARN_AT_ONCE), (2, 1, BESIDE_AT_ONCE), (2, 2, LEARN_AT_ONCE)],
+)
+def test_memories_that_fill_together_learn_in_turns(processors, threads, at_once, monkeypatch):
     """Eight sessions fill a step with the same token; whenever their turn comes, each learns what it does alone."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
     engine = FakeEngine(n_ctx=64, n_sequences=8)
+    engine.n_threads = threads
     with contextlib.ExitStack() as stack:
         alone = stack.enter_context(AtlasSession(engine, SMALL))
         alone.feed_limit = engine.n_batch // 2  # as in a pool
@@ -233,3 +237,154 @@ def test_a_session_reads_as_much_at_once_as_before_when_its_work_is_over():
         pool.step()
         pool.cancel(job)
         assert session.feed_limit == limit
+
+
+@pytest.mark.usefixtures("stages")
+@pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
+@pytest.mark.parametrize(("n_ctx", "n_batch"), [(256, 32), (64, 32), (16, 8), (64, 2)])
+def test_a_last_token_is_read_with_what_follows_it(n_ctx, n_batch, memory):
+    """It costs no decode of its own, and nothing that is said or learned changes, over turns and full contexts."""
+    said, learned, decodes, texts = [], [], [], []
+    for leaves_last in (False, True):
+        engine = FakeEngine(n_ctx=n_ctx, n_batch=n_batch, n_sequences=3)
+        sessions = [AtlasSession(engine, memory) for _ in range(3)]
+        pool = SessionPool(engine)
+        for turn in range(4):
+            jobs = [
+                pool.submit(one, one.generating(
+                    prompt[turn:][:30] or "b", max_tokens=5 + at, sampling=GREEDY, leaves_last=leaves_last
+                ))
+                for at, (one, prompt) in enumerate(zip(sessions, PROMPTS, strict=True))
+            ]  # fmt: skip
+            pool.run()
+            assert [job.finish_reason for job in jobs] == ["length"] * 3
+            assert all(not session.due and session.owes == leaves_last for session in sessions)
+            said.append([ids(job.tokens) for job in jobs])
+        decodes.append(engine.decodes)
+        for session in sessions:
+            session.run(session.catching_up())
+            texts.append((session.context_tokens, session.tokens_read))
+            if memory is not None:
+                learned.append(arrays(session))
+    assert said[:4] == said[4:]
+    assert texts[:3] == texts[3:]
+    assert decodes[1] < decodes[0] or n_batch == 2
+    for one, other in zip(learned[:3], learned[3:], strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("how", ["ends", "fails", "cancelled", "abandoned"])
+def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, threads, monkeypatch):
+    """In turn: eight that end with the same token do not keep a ninth waiting for eight steps."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    engine = FakeEngine(n_ctx=64, n_sequences=9)
+    engine.n_threads = threads
+    sessions = [AtlasSession(engine, SMALL) for _ in range(8)]
+    other = AtlasSession(engine, None)
+    commits, memory = [], sessions[0].memory.memory
+    step = memory.step
+
+    def counted(*args, **more):
+        commits.append(1)
+        if how == "fails" and len(commits) > steps + 2:
+            raise DivergedError("too far")
+        return step(*args, **more)
+
+    monkeypatch.setattr(memory, "step", counted)
+    pool, steps = SessionPool(engine), 8 * 2
+    jobs = [
+        pool.submit(
+            one, one.generating("to be or", max_tokens=17, sampling=GREEDY, leaves_last=True, stop="never")
+        )
+        for one in sessions
+    ]
+    ninth = pool.generate(other, "a", max_tokens=60, sampling=GREEDY)
+    while not any(job.done or job.ending for job in jobs):
+        pool.step()
+    assert not any(job.done for job in jobs)
+    assert all(len(ids(job.tokens)) == 17 for job in jobs if job.ending)
+    if how == "cancelled":
+        for job in jobs:
+            pool.cancel(job)
+        assert not any(session.due for session in sessions)
+    elif how == "abandoned":
+        pool._batches.abandon(ModelError("broken"))
+        assert all(isinstance(job.error, ModelError) for job in jobs)
+    else:
+        while len(pool):
+            pool.step()
+        assert len(ids(ninth.tokens)) == 60
+    assert len(pool) == (how == "cancelled")
+    assert all(job.done for job in jobs)
+    if how == "fails":
+        assert sum(isinstance(job.error, DivergedError) for job in jobs) > 0
+    elif how == "ends":
+        assert [job.finish_reason for job in jobs] == ["length"] * 8
+        assert all(not session.due and session.owes == 1 for session in sessions)
+
+
+@pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
+def test_texts_that_come_together_are_read_together(memory):
+    """As many tokens as the engine takes; but where most generate, few enough that they do not wait long."""
+    engine = FakeEngine(n_ctx=64, n_sequences=12, n_batch=16, n_together=200, n_outputs=64)
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, *, hidden=False):
+        sizes.append([len(feed.tokens) for feed in feeds])
+        return decode(feeds, hidden=hidden)
+
+    engine.decode = counted
+    sessions = [AtlasSession(engine, memory) for _ in range(12)]
+    with contextlib.ExitStack() as stack:
+        alone = stack.enter_context(AtlasSession(FakeEngine(n_ctx=64, n_batch=16), memory))
+        alone.feed_limit = 8
+        expected = ids(alone.generate("to be or", max_tokens=12, sampling=GREEDY))
+    pool = SessionPool(engine)
+    first = [pool.generate(one, "to be or", max_tokens=12, sampling=GREEDY) for one in sessions[:8]]
+    pool.step()
+    assert sizes == [[8] * 8]  # 64 outputs with a memory, and all that there are without
+    late = [pool.generate(one, "to be or", max_tokens=12, sampling=GREEDY) for one in sessions[8:]]
+    while not all(job.tokens for job in late):
+        pool.step()
+    assert max(sum(size) for size in sizes[1:]) <= 16
+    pool.run()
+    assert [ids(job.tokens) for job in (*first, *late)] == [expected] * 12
+
+
+def test_long_texts_keep_nobody_waiting_who_generates():
+    engine = FakeEngine(n_ctx=512, n_sequences=9, n_batch=16, n_together=200, n_outputs=64)
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, *, hidden=False):
+        sizes.append(sum(len(feed.tokens) for feed in feeds))
+        return decode(feeds, hidden=hidden)
+
+    engine.decode = counted
+    sessions = [AtlasSession(engine, None) for _ in range(9)]
+    pool = SessionPool(engine)
+    first = pool.generate(sessions[0], "to be or", max_tokens=200, sampling=GREEDY)
+    while not first.tokens:
+        pool.step()
+    sizes.clear()
+    late = [pool.feed(one, PROMPTS[1]) for one in sessions[1:]]
+    while not all(job.done for job in late):
+        pool.step()
+    assert max(sizes[:-1]) <= 16  # but for their last parts, which are short
+    pool.run()
+    sizes.clear()
+    for one in sessions[1:]:
+        pool.feed(one, PROMPTS[1])
+    pool.run()
+    assert max(sizes) == 64
+
+
+def test_outputs_are_bounded_where_texts_are_scored():
+    engine = FakeEngine(n_ctx=64, n_sequences=12, n_batch=16, n_together=200, n_outputs=20)
+    sessions = [AtlasSession(engine, None) for _ in range(12)]
+    pool, told = SessionPool(engine), []
+    for one in sessions:
+        pool.submit(one, one.reading(one.tokens_of("to be or", False), score=True, told=told.append))
+    pool.run()
+    assert engine.decodes == 6
+    assert [len(one) for one in told] == [7] * 12

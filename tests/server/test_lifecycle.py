@@ -140,6 +140,23 @@ def test_the_newest_backup_that_is_good_is_taken(serve: Server, kept: Path) -> N
     assert cached(server) == 2 * len(TEXT)
 
 
+def test_a_server_that_is_killed_after_it_went_on_from_a_backup_does_so_again(
+    serve: Server, kept: Path, tmp_path: Path
+) -> None:
+    """Else the next one would find no file, begin anew, and put that over the backup."""
+    shutil.copy(kept, f"{kept}.bak")
+    damage_end(kept)
+    serve(atlas_memory_file=str(kept))  # it is not stopped, and so has saved nothing
+    left = tmp_path / "left"
+    left.mkdir()
+    for name in os.listdir(kept.parent):
+        if name.startswith("m.atlas"):
+            shutil.copy(kept.parent / name, left / name)
+    server = serve(atlas_memory_file=str(left / "m.atlas"))
+    assert report(server)["loaded"]
+    assert cached(server) == 2 * len(TEXT)
+
+
 def test_another_models_memory_is_set_aside(serve: Server, kept: Path) -> None:
     server = serve(engine=fake_engine(seed=1, n_embd=16), atlas_memory_file=str(kept))
     # the fake engine has one identity: its memory does not fit

@@ -147,6 +147,7 @@ def test_no_token_is_generated_where_none_is_wanted(serve: Server):
     server = serve()
     found = server.post("/completion", prompt=TEXT, n_predict=0)
     assert (found["content"], found["tokens_predicted"], found["timings"]["prompt_n"]) == ("", 0, len(TEXT))
+    assert found["timings"]["predicted_ms"] == 0 < found["timings"]["prompt_ms"]  # it only read
     assert server.post("/completion", prompt=TEXT, n_predict=1)["timings"]["cache_n"] == len(TEXT)
 
 
@@ -188,11 +189,13 @@ def test_the_beginning_stays_in_a_full_context(settings, rollover, keep, kept, s
     prompt = TEXT[:40]
     body = {"prompt": prompt, "ignore_eos": True, "n_predict": 90, "temperature": 0}
     answer = server.post("/completion", **body, n_keep=keep, return_tokens=True)
-    context = server.service.conversations.slots[0].session.context_tokens
+    session = server.service.conversations.slots[0].session
+    context = [*session.context_tokens, *session._owed]  # the last one waits for what follows it
+    assert session.owes == 1
     whole = [*prompt.encode(), *answer["tokens"]]
     assert answer["truncated"]
     behind = len(context) - kept
-    assert list(context) == whole[:kept] + whole[len(whole) - behind :]
+    assert context == whole[:kept] + whole[len(whole) - behind :]
 
 
 def test_the_servers_limit_holds_where_a_request_says_nothing(serve: Server):

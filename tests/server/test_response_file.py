@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +44,17 @@ def answer(name: str, before: Kept | None = None, **more: Any) -> Kept:
 def found(responses: KeptResponses, name: str) -> Kept | None:
     """Return the answer of an id."""
     return asyncio.run(responses.find("", name))
+
+
+def test_nobody_else_can_read_any_of_its_files(opened: Open, tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        KeptResponses(file=opened()).keep("", answer("first"))
+        files = sorted(tmp_path.iterdir())
+        assert [one.name for one in files] == [FILE_NAME, f"{FILE_NAME}-shm", f"{FILE_NAME}-wal"]
+        assert [one.stat().st_mode & 0o777 for one in files] == [0o600] * 3
+    finally:
+        os.umask(old)
 
 
 def test_answers_are_found_with_what_led_to_them(opened: Open) -> None:

@@ -21,15 +21,47 @@ from atlas_kit.widgets.explorer import watching
 #: What anywidget gives to `render`, over a plain object.
 STUB = """
 const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const SOON = 200, GIVE_UP = 60_000; // milliseconds: what is put off for longer is no part of a picture
 const state = {}, listeners = {}, changed = new Set();
 const tell = (name, ...rest) => [...(listeners[name] ?? [])].forEach((listener) => listener(...rest));
 const read = (message) => Object.fromEntries(Object.entries(message.state)
     .concat(message.paths.map((path, i) => [path[0], bytes(message.buffers[i])])));
-window.underway = 0;
+// what the page has put off, and what it asked and was not answered: `window.settled` waits for all of it
+const [frame, timer] = [window.requestAnimationFrame.bind(window), window.setTimeout.bind(window)];
+const [noFrame, noTimer] = [window.cancelAnimationFrame.bind(window), window.clearTimeout.bind(window)];
+const frames = new Set(), timers = new Set();
+let underway = 0;
+window.requestAnimationFrame = (work) => {
+    const id = frame((now) => { frames.delete(id); work(now); });
+    frames.add(id);
+    return id;
+};
+window.cancelAnimationFrame = (id) => { frames.delete(id); noFrame(id); };
+window.setTimeout = (work, ms = 0, ...rest) => {
+    const id = timer(() => { timers.delete(id); work(...rest); }, ms);
+    if (ms <= SOON) timers.add(id);
+    return id;
+};
+window.clearTimeout = (id) => { timers.delete(id); noTimer(id); };
+const heard = () => [window.sent?.length, window.delivered].join();
+window.settled = async () => {
+    const late = performance.now() + GIVE_UP;
+    for (;;) {
+        const before = heard();
+        // after the frame, observers of sizes have been told: what they put off is known
+        await new Promise((done) => frame(() => timer(done)));
+        const left = { underway, frames: frames.size, timers: timers.size };
+        if (before === heard() && !Object.values(left).some(Boolean)) return;
+        if (performance.now() > late) throw new Error(`the page does not come to rest: ${JSON.stringify(left)}`);
+    }
+};
 const post = async (content) => {
-    window.underway += 1;
-    for (const message of await window.toKernel(content)) window.deliver(message);
-    window.underway -= 1;
+    underway += 1;
+    try {
+        for (const message of await window.toKernel(content)) window.deliver(message);
+    } finally {
+        underway -= 1;
+    }
 };
 window.deliver = (message) => {
     window.delivered = (window.delivered ?? 0) + 1;
@@ -162,15 +194,11 @@ class Stage:
         self.deliver()
 
     def settle(self) -> None:
-        """Return when the page has drawn and every answer has come."""
-        self.page.evaluate(
-            """async () => {
-                const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-                const so_far = () => [window.sent?.length, window.delivered].join();
-                let before;
-                do { before = so_far(); await frame(); } while (window.underway || before !== so_far());
-            }"""
-        )
+        """Return when the page is at rest: every answer has come, and nothing is left that it has put off.
+
+        That is frames, and timers of at most 0.2 s, such as one that waits for the end of typing.
+        """
+        self.page.evaluate("window.settled()")
 
     def pixel(self, x: int, y: int) -> tuple[int, ...]:
         """Return red, green and blue of a pixel of the first canvas, in the canvas' own pixels."""

@@ -20,10 +20,10 @@ from atlas_kit.widgets import MemoryCompare, MemoryLab
 from atlas_kit.widgets.lab.memory_lab import LIVE
 from atlas_kit.widgets.lab.static_view import running_mean
 from tests.conftest import SAMPLES
+from tests.waiting import LONG, until
 from tests.widgets.conftest import receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
-LONG = 30  # seconds: what waits longer is stuck
 
 
 @pytest.fixture
@@ -724,7 +724,7 @@ class SlowToCut(FakeEngine):
     def tokenize(self, text, **options):
         self.texts.append(text)
         if len(text) > 100:
-            assert self.go.wait(30)
+            assert self.go.wait(LONG)
         return super().tokenize(text, **options)
 
 
@@ -739,23 +739,32 @@ def slow(monkeypatch):
 
 def test_a_long_text_is_cut_beside_the_cell_that_starts_and_says_so(slow):
     slow.start()
-    for _ in range(3000):
-        if slow.view.status:
-            break
-        threading.Event().wait(0.01)
+    until(lambda: slow.view.status)
     assert slow.view.status == "Cutting 600 characters into tokens ..."
     assert (slow.state, slow.facts()["total"]) == ("running", 0)
     slow.session.engine.go.set()
-    assert slow.wait(30)
+    assert slow.wait(LONG)
     assert "Cutting" not in slow.view.status
     assert (slow.state, slow.facts()["total"], len(slow.history.tokens)) == ("done", 600, 600)
+
+
+def test_a_text_that_is_read_again_is_not_cut_again(slow):
+    slow.session.engine.go.set()
+    for _ in range(3):
+        slow.run()
+        assert (slow.state, slow.facts()["total"]) == ("done", 600)
+        slow.reset()
+    slow.run()
+    slow.run()  # where something stands before it, there may be no begin token
+    slow.run()
+    assert slow.session.engine.texts.count("a long one. " * 50) == 2
 
 
 def test_another_text_that_is_chosen_while_one_is_cut_is_the_one_that_is_read(slow):
     slow.start()
     slow.text_to_read = "a short one"  # waits half a second for the other, at most
     slow.session.engine.go.set()
-    assert slow.wait(30)
+    assert slow.wait(LONG)
     slow.run()
     assert "".join(slow.words.texts(0, 100)) == "a short one"
     assert slow.facts()["total"] == len("a short one")
@@ -767,3 +776,21 @@ def test_a_text_that_is_none_for_the_model_is_a_sentence(make, monkeypatch):
     with pytest.raises(InvalidParamError, match="no text to read"):
         lab.run()
     assert (lab.state, "no text to read" in lab.error) == ("failed", True)
+
+
+def test_it_reads_as_many_tokens_at_a_time_as_fit_into_the_context(monkeypatch):
+    """Else the rest of each portion would be read by itself, which takes as long as many more."""
+    engine = FakeEngine()
+    lab = MemoryLab(engine, "to be or not to be, that is the question. " * 200)
+    lab.run(3000)  # the portion has grown by then
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, **options):
+        sizes.extend(len(feed.tokens) for feed in feeds)
+        return decode(feeds, **options)
+
+    monkeypatch.setattr(engine, "decode", counted)
+    lab.run(3000)
+    lab.close()
+    assert sum(sizes) == 3000
+    assert len(sizes) <= 3000 // min(engine.n_batch, engine.n_ctx // 2) + 2

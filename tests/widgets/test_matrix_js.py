@@ -377,3 +377,55 @@ def test_a_narrow_page_gets_a_smaller_picture(stage: Stage):
     stage.page.set_viewport_size({"width": 1280, "height": 900})
     stage.settle()
     assert canvas(stage).bounding_box()["width"] == 320
+
+
+# --- when it is drawn ----------------------------------------------------------------------------------------
+
+#: The clock stands still, frames of the screen come when they are told to, and pictures are counted.
+HELD = """() => {
+    const put = CanvasRenderingContext2D.prototype.putImageData;
+    CanvasRenderingContext2D.prototype.putImageData = function(...given) {
+        if (given[0].width > 1) window.pictures += 1;
+        return put.apply(this, given);
+    };
+    window.pictures = 0;
+    window.time = performance.now() + 1000;
+    performance.now = () => window.time;
+    window.held = new Map();
+    window.requestAnimationFrame = (action) => { held.set(held.size + 1, action); return held.size; };
+    window.cancelAnimationFrame = (number) => held.delete(number);
+    window.screen_ = () => { const all = [...held.values()]; held.clear(); all.forEach((action) => action(time)); };
+}"""
+
+
+def arrives(stage, number):
+    """Let a matrix come whose numbers are all the same; return how many pictures were drawn, and its pixel."""
+    while not stage.widget.ready:  # the last one's acknowledgement is on its way
+        stage.page.wait_for_timeout(10)
+    stage.widget.update(np.full((2, 2), number), vmax=4 + number)  # another limit, too
+    stage.deliver_at_once()
+    return stage.page.evaluate("async () => { await null; return pictures; }"), stage.pixel(5, 5)
+
+
+def test_what_comes_is_drawn_at_once_but_once_for_each_frame_of_the_screen(stage: Stage):
+    stage.show(MatrixView(np.zeros((2, 2)), vmax=4))
+    stage.page.evaluate(HELD)
+    drawn, first = arrives(stage, 1)
+    assert drawn == 1
+    assert first != ZERO
+    assert stage.page.evaluate("held.size") == 0  # nor is it drawn again for the limit that came with it
+    drawn, shown = arrives(stage, 2)
+    assert (drawn, shown) == (1, first)  # too soon: the screen has not shown the first
+    stage.page.evaluate("screen_()")
+    assert (stage.page.evaluate("pictures"), stage.pixel(5, 5) != first) == (2, True)
+    stage.page.evaluate("() => { window.time += 17; }")
+    assert arrives(stage, 3)[0] == 3
+
+
+def test_what_comes_while_nobody_looks_waits_for_the_screen(stage: Stage):
+    stage.show(MatrixView(np.zeros((2, 2)), vmax=4))
+    stage.page.evaluate(HELD)
+    stage.page.evaluate("() => Object.defineProperty(document, 'visibilityState', { get: () => 'hidden' })")
+    assert arrives(stage, 1) == (0, ZERO)
+    stage.page.evaluate("screen_()")
+    assert stage.page.evaluate("pictures") == 1

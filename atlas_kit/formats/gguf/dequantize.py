@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from atlas_kit.errors import InvalidParamError
@@ -12,11 +13,22 @@ if TYPE_CHECKING:
 
     from atlas_kit.formats.gguf.tensors import TensorInfo
 
+#: What turns stored blocks into float32, by the name of their type: is given where the blocks are, where the numbers
+#: go, and how many of them there are. It must give what NumPy gives here, to the bit.
+Native = Mapping[str, Callable[[int, int, int], None]]
+
 
 def dequantize_rows(
-    data: bytes | bytearray, rows: int, info: TensorInfo, row: GGMLTypeRow, byte_order: str
+    data: bytes | bytearray,
+    rows: int,
+    info: TensorInfo,
+    row: GGMLTypeRow,
+    byte_order: str,
+    native: Native | None = None,
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return ``rows`` rows of a tensor as float32, shape ``(rows, dims[0])``.
+
+    ``native``: somebody else's functions, which take the place of NumPy's for types that they know.
 
     Raises
     ------
@@ -36,6 +48,10 @@ def dequantize_rows(
     blocks = np.frombuffer(data, np.uint8).reshape(-1, row.size)
     if byte_order == ">":
         blocks = _swapped(blocks, info, row)
+    if native is not None and row.type.name in native:
+        values = np.empty(len(blocks) * row.block, np.float32)
+        native[row.type.name](blocks.ctypes.data, values.ctypes.data, values.size)
+        return values.reshape(rows, width)
     quick = {GGMLType.Q6_K: _q6_k, GGMLType.Q8_0: _q8_0}.get(row.type)
     if quick is not None:
         with np.errstate(all="ignore"):  # damaged blocks hold NaN and infinity: they are shown, not warned of

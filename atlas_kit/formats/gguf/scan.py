@@ -166,9 +166,7 @@ def version_and_order(head: bytes, path: StrPath | None = None) -> tuple[int, st
     """
     if head[:4] != tables.MAGIC[: len(head)] or not head:
         raise MagicMismatchError(
-            f"this is not a GGUF file: it starts with {head[:4]!r} and not with {tables.MAGIC!r}"
-            if head
-            else "the file is empty",
+            "this is not a GGUF file: it does not start with GGUF" if head else "the file is empty",
             path=path,
             offset=0,
         )

@@ -2,7 +2,7 @@
 // speed, its saves. Drawn from the frames that the server sends every second.
 
 import { bytes, count, el, fill } from "../../widgets/static/explorer/dom.js";
-import { LossCurve } from "../../widgets/static/lab/curves.js";
+import { LossCurve, times } from "../../widgets/static/lab/curves.js";
 import { Run } from "../../widgets/static/lab/run.js";
 import { Story, TextPane } from "../../widgets/static/lab/text.js";
 import { bytesOf, isNoAnswer } from "./api.js";
@@ -235,8 +235,8 @@ export class Watch {
       const [model, memory] = [session.loss_model_nats / scored, session.loss_memory_nats / scored];
       const gap = model - memory;
       const less = 100 * (1 - Math.exp(-gap));
-      this.tiles.put("model", model.toFixed(3), `perplexity ${Math.exp(model).toPrecision(3)}`);
-      this.tiles.put("memory", memory.toFixed(3), `perplexity ${Math.exp(memory).toPrecision(3)}`);
+      this.tiles.put("model", model.toFixed(3), `perplexity ${times(Math.exp(model))}`);
+      this.tiles.put("memory", memory.toFixed(3), `perplexity ${times(Math.exp(memory))}`);
       const tile = this.tiles.put("gap", gap.toFixed(3), `perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)}\u00a0%`);
       tile.classList.toggle("worse", gap < 0);
       this.lead.textContent = gap >= 0
@@ -264,7 +264,7 @@ export class Watch {
     if (memory) {
       facts.push(`${tokens(memory.tokens_seen)} have gone into this memory${memory.state_bytes ? `, which takes ${bytes(memory.state_bytes)}` : ""}.`);
       if (session?.left_context_tokens) facts.push(`${tokens(session.left_context_tokens)} of the conversation have left the context.`);
-      if (session?.not_unlearned_tokens) facts.push(`${tokens(session.not_unlearned_tokens)} belong to conversations that went on otherwise; they are not unlearned.`);
+      if (session?.not_unlearned_tokens) facts.push(`${tokens(session.not_unlearned_tokens)} were read or said in conversations that went on otherwise; what was learned of them stays.`);
     } else if (rests) facts.push("This session lies in its file until it is used.");
     else if (session) facts.push("This session has no memory.");
     else facts.push("This session begins with your first message.");
@@ -322,6 +322,16 @@ export class Watch {
 /** Whose words a turn is. */
 const SPEAKERS = /** @type {Record<string, string>} */ ({ user: "you said", assistant: "the model said", tool: "a tool said", system: "instructions" });
 
+/** @param {number} value */
+const rounded = (value) => (value < 10 ? value.toFixed(1) : Number(value.toPrecision(2)).toLocaleString("en"));
+
+/**
+ * What a gain in nats means for the question, in words.
+ * @param {number} gain
+ */
+const likelier = (gain) =>
+  `${rounded(Math.exp(Math.abs(gain)))} times ${gain < 0 ? "less likely" : "likelier"}`;
+
 /**
  * Where a piece of text was recalled from, in words.
  * @param {Reply} piece
@@ -332,7 +342,7 @@ function place(piece) {
   else found.push(piece.source ? String(piece.source) : "a text");
   if (piece.kind === "document" && piece.line) found.push(`line ${count(piece.line)}`);
   if (piece.time_ms) found.push(new Date(piece.time_ms).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
-  if (typeof piece.gain === "number") found.push(`makes the question ${Math.exp(piece.gain).toPrecision(2)} times likelier per token`);
+  if (typeof piece.gain === "number") found.push(`makes the question ${likelier(piece.gain)} per token`);
   return found.join(" · ");
 }
 

@@ -151,7 +151,8 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._kept, self._end = 0, 0  # tokens of it that can be found again; where the episodes ended then
         self._tokens: list[int] = []
         self._busy = ""  # what takes long now
-        self._cut_of = ""  # the text that these are the tokens of
+        #: The text that was cut last, and its tokens: one that is read again is not cut again.
+        self._cut_of, self._all, self._begins = "", list[int](), False
         self._portion, self._goal = MOST_TOKENS // 4, 0.0
         self._cell, self._displayed = ending.cell(), False
         self._waited_for, self._unseen = (
@@ -512,7 +513,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
             )
             self.view.look_at(lambda: (past.trace, past.words))
             del self._trace, self._words
-            self._text, self._tokens = "", []
+            self._text, self._tokens, self._cut_of, self._all = "", [], "", []
             self._snapshots.clear()  # there is no way back without the model
         if self._owns:
             if not self.session.closed:
@@ -591,18 +592,20 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
     def _cut(self) -> None:
         """Cut the text into tokens, on the thread that reads: ten million characters take seconds."""
         text = self._text
-        if len(text) > SOON:
+        begins = not self.session.context_tokens  # then a begin token comes first
+        known = self._all if self._cut_of is text and begins is self._begins else None
+        if known is None and len(text) > SOON:
             self._busy = f"Cutting {len(text):,} characters into tokens ..."
             self._tell(self._busy)
         try:
-            tokens = self.session.tokens_of(text)
+            tokens = self.session.tokens_of(text) if known is None else known
         finally:
             self._busy = ""
         if not tokens:
             raise _no_text()
         if _holds(self.session.episodes, tokens):
             self._kept = len(tokens)
-        self._tokens, self._cut_of = tokens, text
+        self._tokens, self._cut_of, self._all, self._begins = tokens, text, tokens, begins
         if len(text) > SOON and not self.runner.closed:
             self._tell()
 
@@ -656,10 +659,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
         The memory learns a step in one piece, and llama.cpp takes twice as long for 60 tokens as for 128.
         """
-        memory, engine, at = self.session.memory, self.session.engine, self.session.position
+        memory, room = self.session.memory, self.session.room
         assert memory is not None
-        whole = self._portion + memory.room % memory.settings.chunk_size + (at == 0)
-        room = 0 if engine.info.recurrent else engine.n_ctx - at
+        whole = self._portion + memory.room % memory.settings.chunk_size + (self.session.position == 0)
         return room if 0 < room < 1.5 * whole else whole
 
     def _frame(self) -> None:

@@ -22,6 +22,15 @@ export function element(tag, className, text) {
 /** @param {number} n */
 export const thousands = (n) => Math.round(n).toLocaleString("en");
 
+const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+
+/**
+ * Write a perplexity, or how many times likelier something is, with three digits and without an exponent.
+ * @param {number} value  not negative
+ */
+export const times = (value) =>
+  value < 999.5 ? value.toPrecision(3) : value < 99_950 ? thousands(Number(value.toPrecision(3))) : COMPACT.format(value);
+
 /**
  * Values between two limits at which lines of a grid are drawn, about `count` of them.
  * @param {number} low
@@ -286,7 +295,7 @@ export class LossCurve extends Curves {
     const y = (loss) => Math.min(box.bottom, box.bottom - ((loss - low) / (high - low)) * (box.bottom - box.top));
     const nats = ticks(low, high, 5);
     this.scale(pen, nats.map((value) => ({ y: y(value), text: value.toFixed(nats[1] - nats[0] < 0.1 ? 2 : 1) })), "left");
-    this.scale(pen, nats.map((value) => ({ y: y(value), text: Math.exp(value).toPrecision(3) })), "right");
+    this.scale(pen, nats.map((value) => ({ y: y(value), text: times(Math.exp(value)) })), "right");
     this.below(pen, "tokens");
     this._covered(pen);
     pen.save();

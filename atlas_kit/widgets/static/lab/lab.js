@@ -2,8 +2,9 @@
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
 import { GONE, isGone } from "../before.js";
-import { element, thousands, LossCurve, SpectrumCurve, WeightCurve } from "./curves.js";
+import { element, LossCurve, SpectrumCurve, thousands, times, WeightCurve } from "./curves.js";
 import { film } from "./film.js";
+import { tendWholes } from "../wholes.js";
 import { Run } from "./run.js";
 import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
@@ -118,8 +119,8 @@ class Headline {
     if (mean) {
       const [model, memory] = mean;
       const gap = model - memory;
-      this.put("model", model.toFixed(3), `nats · perplexity ${Math.exp(model).toPrecision(3)}`);
-      this.put("memory", memory.toFixed(3), `nats · perplexity ${Math.exp(memory).toPrecision(3)}`);
+      this.put("model", model.toFixed(3), `nats · perplexity ${times(Math.exp(model))}`);
+      this.put("memory", memory.toFixed(3), `nats · perplexity ${times(Math.exp(memory))}`);
       const less = 100 * (1 - Math.exp(-gap));
       this.put("gap", gap.toFixed(3), `nats · perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)} %`);
       const early = gap < 0 && facts !== null && run.count <= facts.context;
@@ -234,6 +235,7 @@ class View {
     clearInterval(this.placing);
     const lab = this.root.closest(".atlas-memory-lab");
     if (!(lab instanceof HTMLElement)) return;
+    tendWholes();
     const tab = this.model.get("tab");
     this.tabs.hidden = false;
     this.root.dataset.tab = lab.dataset.tab = tab;

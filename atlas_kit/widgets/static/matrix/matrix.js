@@ -13,6 +13,7 @@ const KNEE = 1000;                        // symlog: linear below the limit divi
 const TILE = 512;                         // rows and columns of the largest tile
 const NARROWEST = 0.5, WIDEST = 3, LARGEST_CELL = 64;  // as picture_size in matrix.py
 const KEPT = 12;                          // tiles that are remembered
+const SCREEN = 16;                        // milliseconds between two frames of the screen
 const ROOM_FOR_NUMBERS = 46;              // CSS pixels of a cell that has its number written in it
 const EXACT = new Set(["float32", "int8", "uint8", "int16", "uint16"]);  // a float32 holds these as they are
 
@@ -364,6 +365,7 @@ class View {
     this.drag = null;
     this.moved = false;                   // whether the cursor was, in this view
     this.due = 0;
+    this.drawn = 0;                       // when it was drawn last
     this.number = -1;                     // of the frame that is to be acknowledged
     this.size = [1, 1];                   // height and width in CSS pixels
     /** @type {Frame} */
@@ -404,7 +406,7 @@ class View {
     this.sizes = new ResizeObserver(() => { this.measure(); this.later(); });
     this.theme = new MutationObserver(() => this.later());  // JupyterLab and VS Code mark the theme on the body
     this.listen();
-    this.take();
+    if (this.take()) this.later();
   }
 
   listen() {
@@ -429,7 +431,7 @@ class View {
     on(canvas, "pointerleave", () => { this.hover = null; this.say(); });
     on(canvas, "dblclick", (event) => this.zoom(0.25, this.point(event)));
     /** @type {Record<string, Listener>} */
-    const changes = { "change:frame": () => this.take(), "msg:custom": (message) => this.hear(message) };
+    const changes = { "change:frame": () => { if (this.take()) this.soon(); }, "msg:custom": (message) => this.hear(message) };
     const redraw = () => this.later();
     for (const name of ["limit", "palette", "title", "row_name", "column_name", "transform", "colours", "height",
       "viewport", "cursor", "error"]) changes[`change:${name}`] = redraw;
@@ -453,15 +455,16 @@ class View {
 
   // --- what comes from the kernel ---
 
+  /** Take in the newest frame; false where its tile is not there yet. */
   take() {
     const frame = this.model.get("frame"), data = floats(this.model.get("tile"));
-    if (data.length !== frame.size[0] * frame.size[1]) return;
+    if (data.length !== frame.size[0] * frame.size[1]) return false;
     if (frame.version !== this.tiles.version) this.values.clear();
     this.tiles.add({ ...frame, data });
     this.frame = frame;
     this.number = frame.number;
     this.asking.delete("tile");
-    this.later();
+    return true;
   }
 
   /** @param {Record<string, any>} message */
@@ -490,6 +493,23 @@ class View {
     if (!this.due) this.due = requestAnimationFrame(() => { this.due = 0; this.draw(); });
   }
 
+  /**
+   * Draw what came without waiting for the screen, once all that came with it is told; but never twice for one of its
+   * frames, and not where nobody looks.
+   */
+  soon() {
+    if (document.visibilityState !== "visible" || performance.now() - this.drawn < SCREEN) {
+      this.later();
+      return;
+    }
+    queueMicrotask(() => {
+      if (this.ending.signal.aborted) return;
+      cancelAnimationFrame(this.due);
+      this.due = 0;
+      this.draw();
+    });
+  }
+
   /** The part in view: what the model says, inside the matrix. */
   part() {
     const [rows, columns] = this.frame.shape, told = this.model.get("viewport");
@@ -499,6 +519,7 @@ class View {
   }
 
   draw() {
+    this.drawn = performance.now();
     const { model, frame } = this, [rows, columns] = frame.shape, part = this.part();
     this.resize(rows, columns);
     const { width, height } = this.canvas;
