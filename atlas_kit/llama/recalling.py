@@ -126,8 +126,10 @@ class Recall:
         Nats per token at which nothing else is read, if the words are clear, too.
     beyond
         Nats per token that a piece which gains less than ``sure`` must gain more than a text that has nothing to do
-        with the question, beside the gate: some models find any question likelier behind any text. SmolLM2-135M gains
-        -1.6 to 0.1 from such a text, gemma-3-270m -0.3 to 1.
+        with the question, beside the gate, where there is no chat template: alone, the question then stands at the
+        beginning of everything, and behind any text it is likelier. Of 40 general questions (20 of the tune half) the
+        best piece of 32 passed without this for gemma-3-270m, and none with it; of the 20 first in other words it
+        refuses three of the seven right ones. Behind a template such a text costs SmolLM2-135M 0.8 on average.
     """
 
     mode: str = "auto"
@@ -457,7 +459,7 @@ def recalling(
     ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall, said)
     if recall.mode == "auto":
         passes = _taken(ordered[0], recall) and _stands_out(read, recall)
-        if passes and _worth(ordered[0]) < recall.sure:
+        if passes and not form.lead and _worth(ordered[0]) < recall.sure:
             branch.back(led)
             tokens = [*branch.written(ANY_TEXT), *form.middle, *rest]
             usual = ((yield from branch.likelihood(tokens, judged)) - plain) / len(judged)
