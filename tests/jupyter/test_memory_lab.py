@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, run_all
+from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, patient_saves, run_all
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -98,6 +98,7 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
 
 def test_what_was_seen_last_is_saved_and_can_be_looked_around_in(lab_server, notebook, page: Page):
     name = notebook(OPEN)
+    patient_saves(page)
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
     press(page, "Start")
