@@ -3,8 +3,8 @@
 Candidates are the few sentences that are most like the question, by the model's vectors of its tokens and by words
 (``atlas_kit.episodes``). The model reads them one after the other, each behind the same beginning, and gives the
 likelihood of the question behind it, log p(question | piece). The likeliest is taken if it gains enough over
-log p(question): the gate. Reading is what costs time, so the pieces that are judged are short, and only the best one is
-read with what stands around it.
+log p(question), and over log p(question | any text): the gate. Reading is what costs time, so the pieces that are
+judged are short, and only the best one is read with what stands around it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ _CHANGED = re.compile("现在|不再|改|换|搬|今は|変|지금|이제")
 AS_LIKE = 0.5
 #: Nats per token from which a piece need not gain more than the others.
 CLEAR = 0.6
+#: What is read in a piece's place, to tell what any text in front of a question makes of it.
+ANY_TEXT = (
+    "The weather was fine that day, and there was little to do. Thank you. That is all for today, and we go on with it "
+    "tomorrow."
+)
 HELPS, STANDS = "it makes the question likelier", "what helps most stands in the context"
 UNRELATED = "nothing that was found helps enough"
 
@@ -104,6 +109,10 @@ class Recall:
         tokens, 27 from 80 and 26 from 64.
     sure
         Nats per token at which nothing else is read, if the words are clear, too.
+    beyond
+        Nats per token that a piece which gains less than ``sure`` must gain more than a text that has nothing to do
+        with the question, beside the gate: some models find any question likelier behind any text. SmolLM2-135M gains
+        -1.6 to 0.1 from such a text, gemma-3-270m -0.3 to 1.
     """
 
     mode: str = "auto"
@@ -115,6 +124,7 @@ class Recall:
     read: int = 480
     lead: float = 0.05
     sure: float = 2.0
+    beyond: float = 0.6
 
     def __post_init__(self) -> None:
         if self.mode not in RECALLS:
@@ -380,8 +390,15 @@ def recalling(
             break
     said = frozenset(words(branch.text(asked)))
     ordered = newest_first(sorted(read, key=lambda piece: -_worth(piece)), recall, said)
-    if recall.mode == "auto" and not (_taken(ordered[0], recall) and _stands_out(read, recall)):
-        return Recalled((), tuple(ordered), ordered[0].gain, UNRELATED)
+    if recall.mode == "auto":
+        passes = _taken(ordered[0], recall) and _stands_out(read, recall)
+        if passes and _worth(ordered[0]) < recall.sure:
+            branch.back(led)
+            tokens = [*branch.written(ANY_TEXT), *form.middle, *rest]
+            usual = ((yield from branch.likelihood(tokens, judged)) - plain) / len(judged)
+            passes = _worth(ordered[0]) >= recall.gate + usual + recall.beyond
+        if not passes:
+            return Recalled((), tuple(ordered), ordered[0].gain, UNRELATED)
     if any(piece.held and _outdates(piece, ordered[0], recall) for piece in read):
         return Recalled((), tuple(ordered), ordered[0].gain, STANDS)
     likely = [piece for piece in ordered if not piece.held]

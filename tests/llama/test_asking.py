@@ -228,7 +228,10 @@ def test_a_memory_does_not_learn_what_the_model_says(session, mode):
 def test_the_gate(session):
     def ask(**options):
         return session.ask(
-            "Who built the bridge?", recall=Recall(tokens=64, lead=-9.0, **options), keep=False, max_tokens=2
+            "Who built the bridge?",
+            recall=Recall(tokens=64, lead=-9.0, beyond=-9.0, **options),
+            keep=False,
+            max_tokens=2,
         )
 
     gain = ask(mode="always").recalled.gain
@@ -239,6 +242,32 @@ def test_the_gate(session):
     assert left.recalled.candidates == taken.recalled.candidates
     assert "nothing that was found helps enough" in left.recalled.reason
     assert ask(mode="off").recalled.candidates == ()
+
+
+@pytest.mark.parametrize(
+    ("gain", "usual", "taken"),
+    [(1.0, 0.0, True), (1.0, 0.5, False), (1.0, -1.5, True), (0.2, -1.5, True), (0.2, 0.0, False), (2.5, 2.4, True)],
+)  # fmt: skip
+def test_a_piece_must_gain_more_than_any_text_does(gain, usual, taken, monkeypatch):
+    """Some models find any question likelier behind any text; what gains very much is not compared with that."""
+    read = []
+
+    def likelihood(branch, tokens, asked):
+        yield from ()
+        text = bytes(tokens)
+        read.append(text)
+        return len(asked) * (gain if b"Tom" in text else usual if b"weather" in text else 0.0)
+
+    monkeypatch.setattr(Branch, "likelihood", likelihood)
+    with AtlasSession(FakeEngine(n_ctx=600, n_batch=64), SETTINGS) as session:
+        session.remember(Kind.USER, "My cat is called Tom, and she is grey.")
+        session.remember(Kind.USER, "The Danube is a long river.")
+        answer = session.ask("What is my cat called?", keep=False, max_tokens=2)
+        assert [piece.text for piece in answer.pieces] == ["My cat is called Tom, and she is grey."] * taken
+        assert answer.recalled.gain == pytest.approx(gain)
+        assert sum(b"weather" in text for text in read) == (gain < Recall().sure)
+        always = session.ask("What is my cat called?", recall=Recall("always"), keep=False, max_tokens=2)
+        assert always.pieces
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -622,7 +651,9 @@ def test_what_the_model_said_itself_counts_less(engine, monkeypatch):
     for said, gain in (("It is Tom.", 0.9), ("It is Jerry.", 0.7)):
         with AtlasSession(engine, SETTINGS) as session:
             session.remember(Kind.ASSISTANT, said)
-            alone = session.ask("What is my cat called?", recall=Recall(gate=0.3), keep=False, max_tokens=2)
+            alone = session.ask(
+                "What is my cat called?", recall=Recall(gate=0.3, beyond=0.0), keep=False, max_tokens=2
+            )
             assert alone.recalled.gain == pytest.approx(gain)
             assert bool(alone.pieces) is (gain > 0.8)
     with AtlasSession(engine, SETTINGS) as session:

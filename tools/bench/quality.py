@@ -1,7 +1,8 @@
 """What a memory is worth on text that the sample model has never read: perplexity against its rivals, in one pass each.
 
-    python tools/bench/quality.py [--save] [--quick]
+    python tools/bench/quality.py [--save] [--quick] [--threads N]
     python tools/bench/quality.py --model GGUF --text FILE... [--n-ctx 8192] [--limit 24576] [--set NAME=JSON]...
+        [--threads N] [--save-as NAME]
 
 All memories read the same states and logits (``atlas_kit.operations.perplexity``), each document starts with an empty
 one, and what counts are the tokens from 4,096 on. ``knn`` is the whole history with full states and the same gate, and
@@ -32,6 +33,7 @@ from atlas_kit.llama.session_states import new_memory  # noqa: E402
 from atlas_kit.operations.perplexity import Comparison, Rival, compare  # noqa: E402
 from atlas_kit.settings.atlas_settings import AtlasSettings  # noqa: E402
 from atlas_kit.settings.recommend import recommend  # noqa: E402
+from tools.bench.memory import processor  # noqa: E402
 
 MODEL = ROOT / "sample_data" / "models" / "tiny-python.gguf"
 DOCUMENTS = ROOT / "sample_data" / "documents"
@@ -145,10 +147,12 @@ def of_candidates(
     return losses
 
 
-def of_stopping(model: str, settings: AtlasSettings, limit: int | None) -> dict[str, Any]:
+def of_stopping(
+    model: str, settings: AtlasSettings, limit: int | None, threads: int | None
+) -> dict[str, Any]:
     """Learn the first half, save, load in a new process, read the second half without learning."""
     ((_, text),) = read(("statistics.py",))
-    with tempfile.TemporaryDirectory() as folder, LlamaEngine(model) as engine:
+    with tempfile.TemporaryDirectory() as folder, LlamaEngine(model, n_threads=threads) as engine:
         tokens = engine.tokenize(text)[:limit]
         half = len(tokens) // 2
         path = str(Path(folder) / "half.atlas")
@@ -167,7 +171,7 @@ def of_stopping(model: str, settings: AtlasSettings, limit: int | None) -> dict[
             alone = session.feed(tokens).logprob[half:, 1]
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
-            there, read_only, learning = pool.apply(_elsewhere, (model, path, tokens[half:]))
+            there, read_only, learning = pool.apply(_elsewhere, (model, path, tokens[half:], threads))
     none = math.exp(-alone.mean())
     row("saved, loaded anew, read-only: against read-only without stopping", f"{read_only / same_process - 1:+.3%}",
         "limit 2 %", abs(read_only / same_process - 1) <= 0.02)  # fmt: skip
@@ -189,9 +193,9 @@ def of_stopping(model: str, settings: AtlasSettings, limit: int | None) -> dict[
     }  # fmt: skip
 
 
-def _elsewhere(model: str, path: str, rest: list[int]) -> tuple[list[int], float, float]:
+def _elsewhere(model: str, path: str, rest: list[int], threads: int | None) -> tuple[list[int], float, float]:
     """Do in a new process what comes after saving."""
-    with LlamaEngine(model) as engine:
+    with LlamaEngine(model, n_threads=threads) as engine:
         with AtlasSession(engine, path) as session:
             session.load(path)
             tokens = [t.id for t in session.generate(max_tokens=32, sampling=Sampling(seed=1))]
@@ -205,53 +209,120 @@ def _elsewhere(model: str, path: str, rest: list[int]) -> tuple[list[int], float
 
 #: Tokens of a stretch on which no memory may be worse than the model alone by more than this, in nats per token.
 STRETCH, WORST = 1000, 0.005
+#: What the recommended memory must gain over the one that was recommended before, in nats per token, and what it may
+#: take: bytes, and time against that one's.
+MORE, LARGEST, SLOWER = 0.05, 16_000_000, 1.2
+#: Tokens between two looks at what was found so far.
+OFTEN = 2048
+
+
+class Timed(Rival):
+    """A rival that also counts its own time on the processor, which others on a busy machine do not lengthen."""
+
+    busy = 0.0
+
+    def listen(self, *outputs: Any) -> None:
+        """Read what followed some tokens."""
+        began = time.thread_time()
+        super().listen(*outputs)
+        self.busy += time.thread_time() - began
 
 
 def of_texts(
-    model: str, paths: list[str], n_ctx: int | None, limit: int | None, changes: list[str]
-) -> dict[str, Any]:
-    """Say what the recommended memory, and what was recommended before, gain on texts beyond the model's context."""
+    model: str, paths: list[str], n_ctx: int | None, limit: int | None, changes: list[str], threads: int | None,
+    results: Path | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Say what the recommended memory, and what was recommended before, gain on texts beyond the model's context.
+
+    ``final`` is the recommended one on final states, where it looks at those of a middle layer. What is found is
+    written to ``results`` every ``OFTEN`` tokens, beside the texts that are there.
+    """
     chosen = recommend(model).settings.replace(
         **{name: json.loads(value) for name, _, value in (one.partition("=") for one in changes)}
     )
-    earlier = chosen.replace(features="polynomial", candidates=256)
-    found = {}
-    with LlamaEngine(model, **({} if n_ctx is None else {"n_ctx": n_ctx})) as engine:
-        after = engine.n_ctx
+    memories = {
+        "none": None,
+        "polynomial": chosen.replace(features="polynomial", candidates=256, states="final"),
+        **({"final": chosen.replace(states="final")} if chosen.looks_inside else {}),
+        "atlas": chosen,
+    }
+    found: dict[str, Any] = {"texts": {}}
+    if results is not None and results.exists():
+        found = json.loads(results.read_text(encoding="utf-8"))
+    with LlamaEngine(model, n_ctx=n_ctx, n_threads=threads) as engine:
+        found |= {"model": engine.info.name, "file": Path(model).name}
         for path in paths:
             tokens = engine.tokenize(Path(path).read_text(encoding="utf-8"))[:limit]
             rivals = {
-                name: Rival(name, None if one is None else new_memory(engine, one))
-                for name, one in (("none", None), ("polynomial", earlier), ("atlas", chosen))
+                name: Timed(name, None if one is None else new_memory(engine, one))
+                for name, one in memories.items()
             }
+            read, name = 0, Path(path).stem
 
-            def listen(*outputs: Any, rivals: dict[str, Rival] = rivals) -> None:
+            def listen(*outputs: Any, rivals: dict[str, Timed] = rivals, name: str = name) -> None:
+                nonlocal read
                 for rival in rivals.values():
                     rival.listen(*outputs)
+                before, read = read, read + len(outputs[-1])
+                if results is not None and before // OFTEN < read // OFTEN:
+                    found["texts"][name] = _of_text(rivals, engine.n_ctx)
+                    _write(found, results)
 
             with AtlasSession(engine, None) as session:
                 session.run(session.reading([*engine.begin, *tokens], listen=listen))
-            losses = {name: -np.log(rival.found[:, 3]) for name, rival in rivals.items()}
-            print(f"\n{path}: {len(tokens):,} tokens, context {after:,}", flush=True)
-            found[path] = {}
-            for name, rival in rivals.items():
-                late, gain = losses[name][after:].mean(), losses["none"] - losses[name]
-                stretches = [
-                    float(gain[at : at + STRETCH].mean()) for at in range(0, len(gain) - STRETCH + 1, STRETCH)
-                ]
-                state = 0 if rival.memory is None else rival.memory.state_bytes
-                print(
-                    f"  {name:12} {math.exp(late):8.3f}  {float(gain[after:].mean()):+.4f} nats"
-                    f"  {state / 1e6:6.2f} MB  {1e6 * rival.seconds / len(gain):6.0f} us a token"
-                )
-                found[path][name] = {
-                    "perplexity_after": math.exp(late), "gain": float(gain[after:].mean()), "stretches": stretches,
-                    "state_bytes": state,
-                }  # fmt: skip
-            worst = min(found[path]["atlas"]["stretches"], default=0.0)
-            what = "the worst of all stretches of 1,000 tokens, nats"
-            row(what, f"{worst:+.4f}", f"limit >= -{WORST}", worst >= -WORST)
+            text = found["texts"][name] = _of_text(rivals, engine.n_ctx)
+            _print(path, text)
+            if results is not None:
+                _write(found, results)
     return found
+
+
+def _of_text(rivals: dict[str, Timed], after: int) -> dict[str, Any]:
+    """Return what memories gain on a text that is read, or on its beginning."""
+    losses = {name: -np.log(rival.found[:, 3]) for name, rival in rivals.items()}
+    count = len(losses["none"])
+    found: dict[str, Any] = {
+        "tokens": count, "n_ctx": after, "date": time.strftime("%Y-%m-%d"), "processor": processor(), "memories": {},
+    }  # fmt: skip
+    for name, rival in rivals.items():
+        gain = losses["none"] - losses[name]
+        late = slice(after, None) if count > after else slice(0, 0)
+        found["memories"][name] = {
+            "perplexity_after": math.exp(losses[name][late].mean()) if count > after else None,
+            "gain": float(gain[late].mean()) if count > after else None,
+            "stretches": [
+                float(gain[at : at + STRETCH].mean()) for at in range(0, count - STRETCH + 1, STRETCH)
+            ],
+            "state_bytes": 0 if rival.memory is None else rival.memory.state_bytes,
+            "seconds": rival.busy / count,
+            "states": None if rival.memory is None else rival.memory.settings.states,
+        }
+    return found
+
+
+def _print(path: str, text: dict[str, Any]) -> None:
+    print(f"\n{path}: {text['tokens']:,} tokens, context {text['n_ctx']:,}", flush=True)
+    memories = text["memories"]
+    for name, one in memories.items():
+        if one["gain"] is not None:
+            print(
+                f"  {name:12} {one['perplexity_after']:8.3f}  {one['gain']:+.4f} nats"
+                f"  {one['state_bytes'] / 1e6:6.2f} MB  {1e6 * one['seconds']:6.0f} us a token"
+            )
+    ours, earlier = memories["atlas"], memories["polynomial"]
+    worst = min(ours["stretches"], default=0.0)
+    what = "the worst of all stretches of 1,000 tokens, nats"
+    row(what, f"{worst:+.4f}", f"limit >= -{WORST}", worst >= -WORST)
+    if ours["gain"] is not None:
+        more, longer = ours["gain"] - earlier["gain"], ours["seconds"] / earlier["seconds"]
+        row("more than what was recommended before, nats", f"{more:+.4f}", f"limit >= {MORE}", more >= MORE)
+        row("its time against that one's", f"{longer:.2f}", f"limit <= {SLOWER}", longer <= SLOWER)
+    size = ours["state_bytes"]
+    row("what it keeps", f"{size:,} bytes", f"limit {LARGEST:,}", size <= LARGEST)
+
+
+def _write(found: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -269,18 +340,23 @@ def main() -> int:
     parser.add_argument("--text", nargs="+", default=[], help="texts to read instead of the sample documents")
     parser.add_argument("--n-ctx", type=int, help="with --text: the context; its own by default")
     parser.add_argument("--limit", type=int, help="with --text: tokens of each")
+    parser.add_argument("--threads", type=int, help="threads of the model; its own choice by default")
+    parser.add_argument(
+        "--save-as", metavar="NAME", help="with --text: write quality-NAME.json beside the other results"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="with --text: another setting"
     )
     args = parser.parse_args()
     if args.text:
-        of_texts(args.model, args.text, args.n_ctx, args.limit, args.set)
+        results = RESULTS.with_name(f"quality-{args.save_as}.json") if args.save_as else None
+        of_texts(args.model, args.text, args.n_ctx, args.limit, args.set, args.threads, results)
         return 1 if missed else 0
     settings = recommend(args.model).settings
     limit, code = (6000, CODE[2:3]) if args.quick else (None, CODE)
     print(f"settings: {settings.to_json()}")
     found: dict[str, Any] = {"settings": settings.to_json()}
-    with LlamaEngine(args.model) as engine:
+    with LlamaEngine(args.model, n_threads=args.threads) as engine:
         found["model"] = engine.info.name
         found["python"] = against_rivals(engine, code, settings, limit)
         found["english"] = against_rivals(engine, ENGLISH, settings, limit)
@@ -289,9 +365,10 @@ def main() -> int:
         found["candidates"] = of_candidates(
             engine, code[:1] if args.quick else ("optparse.py",), settings, limit
         )
-    found["stopping"] = of_stopping(args.model, settings, limit)
+    found["stopping"] = of_stopping(args.model, settings, limit, args.threads)
     found["machine"] = {
         "cpus": multiprocessing.cpu_count(),
+        "processor": processor(),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -4,6 +4,7 @@
 import { GONE, isGone } from "../before.js";
 import { element, LossCurve, lowered, SpectrumCurve, thousands, times, WeightCurve } from "./curves.js";
 import { film } from "./film.js";
+import { tendWholes } from "../wholes.js";
 import { Run } from "./run.js";
 import { EXPERTS, LEVELS, share, Story, TextPane } from "./text.js";
 
@@ -234,6 +235,7 @@ class View {
     clearInterval(this.placing);
     const lab = this.root.closest(".atlas-memory-lab");
     if (!(lab instanceof HTMLElement)) return;
+    tendWholes();
     const tab = this.model.get("tab");
     this.tabs.hidden = false;
     this.root.dataset.tab = lab.dataset.tab = tab;
