@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sysconfig
 import time
@@ -24,6 +23,7 @@ from packaging.requirements import Requirement
 from atlas_kit.cli.serve_cmd import command as serve_command
 from atlas_kit.server.config import ServerConfig, table
 from atlas_kit.server.run import END_SECONDS, SAVE_SECONDS
+from tests.waiting import free_port
 
 yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
 
@@ -295,12 +295,6 @@ def lock_down(root: image_steps.Root, models: Path) -> None:
     root.outside("mount", "-o", "remount,ro", str(root.path))
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 class Container:
     """The image's program as its user, with the file system of the container."""
 
@@ -315,7 +309,7 @@ class Container:
         return self.root.run(*check.array, user=self.root.user).returncode == 0
 
     def wait(self) -> None:
-        for _ in range(300):
+        for _ in range(1500):
             if self.is_healthy():
                 return
             assert self.process.poll() is None, self.process.communicate()[1]

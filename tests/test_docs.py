@@ -8,7 +8,6 @@ import posixpath
 import re
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.formats.gguf.vocabulary import Vocabulary
 from atlas_kit.persistence.episode_entries import put_episodes
 from tests.conftest import SAMPLES
+from tests.waiting import free_port
 from tools import make_sample_data as maker
 from tools import reference, site_hooks
 from tools import sample_writers as writers
@@ -328,9 +328,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder, self.server, self.env = folder, None, page_environment(folder)
         self.names: dict[str, object] = {"__name__": "page"}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        self.port = str(free_port())
 
     def read(self, language: str, block: str) -> None:
         block = block.replace("8080", self.port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import zipfile
@@ -131,6 +132,39 @@ def test_what_comes_first_counts() -> None:
     assert is_mistaken("On Thursday.", asked)
     assert not is_mistaken("I do not know.", asked)
     assert not is_mistaken("On Friday, not on Thursday.", asked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Berta has left the mill. She now works in the bakery.", True),
+        ("Berta no longer works in the mill; she is in the bakery.", True),
+        ("She does not work at the mill any more, but at the bakery.", True),
+        ("She used to be at the mill. She's left the mill! The bakery is where she is.", True),
+        ("She works in the bakery. She has left the mill.", True),
+        ("Berta has left the bakery. She now works in the mill.", False),  # the other way round
+        ("Berta works in the mill. She has left the bakery.", False),
+        ("Berta has left the bakery.", False),
+        ("She works in the bakery and has left the mill.", True),
+        ("Berta works in the mill. She works in the bakery.", False),  # nothing is over
+        ("Berta has left the mill and the bakery.", False),
+        ("Berta has left the mill. She is not in the bakery.", False),
+        ("Berta has left the mill. She no longer works in the bakery.", False),
+        ("Berta has left the mill. The mill is where she works, or the bakery.", False),
+        ("Berta has left the mill.", False),
+        ("The leftover bread of the mill. The bakery.", False),
+    ],
+)
+def test_what_was_corrected_may_be_said_to_be_over(answer: str, expected: bool) -> None:
+    asked = dataclasses.replace(question("bakery", wrong=("mill",)), group="corrected")
+    assert is_right(answer, asked) is expected
+
+
+def test_that_something_is_over_counts_for_corrected_facts_alone() -> None:
+    """What is wrong about a look-alike is true of somebody else."""
+    assert not is_right("Berta has left the mill. It is the bakery.", question("bakery", wrong=("mill",)))
+    retired = dataclasses.replace(question("retired", wrong=("works",)), group="corrected")
+    assert is_right("Doctor Marsh has retired.", retired)
 
 
 def test_a_piece_is_the_right_one_where_it_holds_the_answer_at_its_place() -> None:

@@ -49,6 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/v1/atlas/sessions":
             return self.answer({"data": []})
+        if self.path.startswith("/v1/atlas/memory?"):
+            folder = sys.argv[sys.argv.index("--atlas-memory-dir") + 1]
+            open(os.path.join(folder, "one.atlas"), "wb").write(bytes(1000))
+            return self.answer({"memory": {"state_bytes": 1000}})
         self.answer({"status": "ok"}, 200 if self.path in ("/health", "/metrics") else 404)
 
     def do_POST(self):
@@ -439,6 +443,31 @@ def test_the_large_memory_is_of_the_papers_form(bench, tmp_path):
     (file,) = tmp_path.glob("*.atlas")
     settings = read_session_state(file).settings
     assert (settings["features"], settings["memory_dim"]) == ("polynomial", 64)
+
+
+def test_what_is_measured_anew_takes_its_place_and_the_rest_stays(tmp_path, monkeypatch):
+    def row(name, what, ours):
+        return {"name": name, "what": what, "ours": ours, "against": "llama-server; CPU 1", "unit": "s"}
+
+    monkeypatch.setattr(server, "RESULTS", tmp_path)
+    options = server.parser().parse_args(["--save", "--only", "gap"])
+    assert server.saved(options) == []
+    rows = [row("start", "a", 1), row("gap", "a", 2), row("metrics", "a, the longest of 3", 3)]
+    text = json.dumps({"date": "1999-12-31", "others": 0.5, "rows": rows})
+    (tmp_path / "server-cpu.json").write_text(text)
+    before = server.saved(options)
+    assert [one["date"] for one in before] == ["1999-12-31"] * 3
+    assert server.saved(server.parser().parse_args(["--save"])) == []
+    now = [
+        row("gap", "a", 7),
+        row("gap", "b", 8),
+        row("metrics", "a, the longest of 9", 9),
+        row("new", "a", 1),
+    ]
+    found = memory.replaced(before, now)
+    assert [(one["name"], one["ours"], "date" in one) for one in found] == [
+        ("start", 1, True), ("gap", 7, False), ("gap", 8, False), ("metrics", 9, False), ("new", 1, False),
+    ]  # fmt: skip
 
 
 def test_every_group_can_be_chosen():

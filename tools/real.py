@@ -35,7 +35,7 @@ ASKED = (
     ("Where was the Saint Olaf built?", ("Gdansk",)),
     ("Where is the assembly point of the ferry?", ("after deck",)),
     ("Who is the managing director of the ferries?", ("Salcombe",)),
-    ("Who holds the second key of the master's safe?", ("harbour master", "Wynn")),
+    ("What colour are the funnels of the ferries?", ("ochre",)),
     ("What is in the fish soup?", ("saffron",)),
 )
 

@@ -125,14 +125,118 @@ def bench_table(name: str) -> None:
         against = "" if row["against"] == peer else f", {row['against']}"
         cog.outl(f"| {row['what']} | {ours} | {peer}{against} | {row['ratio']:.2f} |")
     cog.outl("")
+    dates = sorted({row.get("date", found["date"]) for row in found["rows"]})
+    days = " and ".join(filter(None, (", ".join(dates[:-1]), dates[-1])))
     cog.outl(
-        f"Measured on {found['date']} with `python tools/bench/{name.removesuffix('-cpu')}.py` "
+        f"Measured on {days} with `python tools/bench/{name.removesuffix('-cpu')}.py` "
         f"on {found['cores']} cores of an {found['processor']}, Python {found['python']}, NumPy {found['numpy']}."
     )
     if "peer" in found:
-        cog.outl(
-            f"The peer is {found['peer']}; other programs had {found['others']:.0%} of the processors meanwhile."
+        shares = sorted({row.get("others", found["others"]) for row in found["rows"]})
+        share = (
+            f"{shares[0]:.0%}"
+            if f"{shares[0]:.0%}" == f"{shares[-1]:.0%}"
+            else f"{shares[0]:.0%} to {shares[-1]:.0%}"
         )
+        cog.outl(f"The peer is {found['peer']}; other programs had {share} of the processors meanwhile.")
+
+
+def sizing_example(model: str = "SmolLM2", cores: int = 4) -> None:
+    """Print how many people are answered at once by a machine of so many cores, by what the server's bench saved."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / "server-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    what = f"{model}, 8 clients, with memory"
+    row = next(row for row in found["rows"] if (row["name"], row["what"]) == ("throughput", what))
+    each = row["ours"] / found["threads"]
+    whole = cores * each
+    cog.outl(
+        f"{cores} x {each:,.0f} = {whole:,.0f} tokens per second are answers for {whole / 10:,.0f} to {whole / 5:,.0f} "
+        f"people at once.\nWhere one in ten of those who chat waits for an answer at any moment, {whole:,.0f} to "
+        f"{2 * whole:,.0f} people can use it."
+    )
+
+
+def neighbours_table() -> None:
+    """Print what the server keeps of its speed beside busy neighbours, and what five times the peer would be."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / "server-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = {row["what"]: row for row in found["rows"] if row["name"] == "neighbours"}
+    cog.outl(
+        "| 8 clients, memory off | alone | beside busy neighbours | kept | llama-server there | ratio | five times it |"
+    )
+    cog.outl("|---|---|---|---|---|---|---|")
+    for what, busy in rows.items():
+        if not what.endswith("busy neighbours, memory off"):
+            continue
+        title = what.split(",")[0]
+        alone = rows[f"{title}, 8 clients alone, {found['threads']} threads, memory off"]["ours"]
+        ours, peer = busy["ours"], busy["peer"]
+        cells = [
+            title, _quantity(alone, "tokens/s"), _quantity(ours, "tokens/s"), f"{ours / alone:.0%}",
+            _quantity(peer, "tokens/s"), f"{ours / peer:.2f}", f"{5 * peer / alone:.0%} of alone",
+        ]  # fmt: skip
+        cog.outl(f"| {' | '.join(cells)} |")
+
+
+def sizing_table() -> None:
+    """Print what a server of each model serves on one core, and the room that it takes, from what its bench saved."""
+    import cog
+
+    path = ROOT / "tools" / "bench" / "results" / "server-cpu.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    figures = {(row["name"], row["what"]): row["ours"] for row in found["rows"]}
+
+    def figure(name: str, what: str, unit: str, share: float = 1) -> str:
+        value = figures.get((name, what))
+        return "" if value is None else _quantity(value / share, unit)
+
+    titles = list(dict.fromkeys(what.split(",")[0] for name, what in figures if name == "throughput"))
+    cog.outl(f"| | {' | '.join(titles)} |")
+    cog.outl("|---" * (1 + len(titles)) + "|")
+    rows: list[tuple[str, str, str, str]] = [
+        (f"tokens per second per core, {clients}, {kind}", "throughput", f"{clients}, {kind}", "")
+        for clients in ("1 client", "8 clients", "50 clients")
+        for kind in ("memory off", "with memory")
+    ]
+    rows += [
+        (
+            f"the process after its first answer, {kind}",
+            "start",
+            f"the process after its first answer, {kind}",
+            "bytes",
+        )
+        for kind in ("memory off", "with memory")
+    ]
+    rows += [
+        (
+            "a memory in use that has read 1,024 tokens",
+            "sessions",
+            "a session of 1,024 tokens, its memory",
+            "bytes",
+        ),
+        (
+            "its session in a file, with its context",
+            "sessions",
+            "a session of 1,024 tokens, its file",
+            "bytes",
+        ),
+        ("the process with 1,000 idle sessions", "sessions", "1,000 idle sessions, the process", "bytes"),
+        ("what each of these added to it", "sessions", "1,000 idle sessions, each", "bytes"),
+    ]
+    for label, name, what, unit in rows:
+        cells = []
+        for title in titles:
+            # the sample model has one thread, whatever cores there are
+            cores = 1 if unit or title == "sample model" else found["threads"]
+            cells.append(figure(name, f"{title}, {what}", unit, cores))
+        if any(cells):
+            cog.outl(f"| {label} | {' | '.join(cells)} |")
+    cog.outl("")
+    cog.outl(f"Measured on {found['date']} on {found['cores']} cores of an {found['processor']}.")
 
 
 def _quality() -> dict[str, Any]:

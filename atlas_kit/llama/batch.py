@@ -170,8 +170,9 @@ class Job:
     @property
     def over(self) -> bool:
         """Whether there is nothing left for it to do here."""
-        goes_on = self.waiting is not None or self.pause is not None or self.ending is not None
-        return self.done or (self.started and not goes_on)
+        if self.done or self.waiting is not None:
+            return self.done
+        return self.started and self.pause is None and self.ending is None
 
     def resume(self) -> list[Token]:
         """Begin, or go on after a pause that is over."""
@@ -392,7 +393,7 @@ class Batches:
     def ready(self) -> bool:
         """Whether a step has anything to do, now."""
         return any(
-            job.over or job.waiting is not None or job.ending is not None or self._may_go_on(job)
+            job.waiting is not None or job.over or job.ending is not None or self._may_go_on(job)
             for job in self.jobs
         )
 
@@ -471,8 +472,7 @@ class Batches:
         Who has learning due waits for it.
 
         Hidden states make every token of a batch an output, so what needs none and is not all outputs already waits
-        for a batch of its own. Where most of those who wait have a text to be read, as much of that is taken as the
-        engine takes; where most generate, so little that they do not wait long.
+        for a batch of its own.
         """
         chosen: list[Job] = []
         total, wanted, kinds = 0, 0, set[bool]()
@@ -495,12 +495,24 @@ class Batches:
         return chosen
 
     def _limits_of(self, among: list[Job]) -> tuple[int, int]:
-        """Return how many tokens may be decoded next, and how many outputs they may have."""
-        waiting = [job.waiting for job in among if job.waiting is not None]
-        reads = sum([step.token is None for step in waiting])
-        if reads > MOSTLY * (len(waiting) - reads):
-            return self.engine.n_together, self.engine.n_outputs
-        return self.engine.n_batch, self.engine.n_batch
+        """Return how many tokens may be decoded next, and how many outputs they may have.
+
+        As much as the engine takes where nobody generates, or few do beside many whose short text is read at once.
+        Else so little that those who generate do not wait long.
+        """
+        engine, reads, generate = self.engine, 0, 0
+        for job in among:
+            if (step := job.waiting) is None:
+                continue
+            if step.token is not None:
+                generate += 1
+            elif len(step.feed.tokens) < job.session.feed_limit:
+                reads += 1
+            else:  # a long text has more to come
+                reads -= len(among)
+        if not generate or reads > MOSTLY * generate:
+            return engine.n_together, engine.n_outputs
+        return engine.n_batch, engine.n_batch
 
     def _one_stage(self, batch: list[Job], ending: Sequence[Job] = ()) -> list[tuple[Job, list[Token]]]:
         """Decode, and go on with what came; ``ending``: whose memories learn beside that, and who are done then."""

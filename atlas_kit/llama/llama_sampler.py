@@ -143,6 +143,9 @@ class LlamaSampler:
         if not grammar:
             found = re.search(r"error parsing grammar: *(.*\S)", said)
             reason = f": {found[1]}" if found else ""
+            reason = (
+                f"{reason} its end" if reason.endswith(" at") else reason
+            )  # llama.cpp quotes what is left there
             raise InvalidParamError(f"llama.cpp does not understand this grammar{reason}", key=key)
         if self._follower is None:  # what is not understood here cannot be bounded
             self._api.llama_sampler_free(grammar)

@@ -6,6 +6,7 @@ An endpoint raises ``ApiError``, or lets an ``AtlasError`` through; each API fam
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -64,6 +65,8 @@ _STATUS: tuple[tuple[type[AtlasError], int, str | None], ...] = (
     (OutOfMemoryError, 503, "out_of_memory"),
     (InvalidParamError, 400, None),
 )
+#: A name at the beginning of a sentence, which is written as it is: a property's, a library's.
+_NAME = re.compile(r"\w+[._]\w")
 #: The property that names a session in most requests.
 SESSION = "atlas.session_id"
 GENERIC = "Something went wrong in the server; its log says what, under this request's id."
@@ -160,9 +163,19 @@ def naming(param: str) -> Iterator[None]:
 
 
 def _sentence(error: AtlasError) -> str:
-    message = error.message[:1].upper() + error.message[1:]
+    """Return an error as a client reads it.
+
+    >>> _sentence(InvalidParamError("window_size is 5", hint="Choose 64 to 8192."))
+    'window_size is 5. Choose 64 to 8192.'
+    >>> _sentence(InvalidParamError("there is no such file."))
+    'There is no such file.'
+    """
+    message = error.message
+    if not _NAME.match(message):
+        message = message[:1].upper() + message[1:]
     message = message.rstrip(".") + "."
-    return f"{message} {error.hint}" if error.hint else message
+    # whom a memory belongs to is not for a client to overrule
+    return f"{message} {error.hint}" if error.hint and not isinstance(error, WrongModelError) else message
 
 
 #: What pydantic finds wrong with a value, in plain words: its own are for who wrote the schema.

@@ -41,7 +41,12 @@ def shown(name: str) -> str:
 
 def without_secrets(text: str) -> str:
     """Return a text with each address in it as it may be shown."""
-    return _ADDRESS.sub(lambda found: shown(found[0]), text)
+
+    def hidden(found: re.Match[str]) -> str:
+        address = found[0].rstrip(":")  # "hf://x: there is ..."
+        return shown(address) + found[0][len(address) :]
+
+    return _ADDRESS.sub(hidden, text)
 
 
 def chain(name: str) -> list[str]:

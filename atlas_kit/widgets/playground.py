@@ -87,6 +87,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._build()
         self.trial = _changed(trial, settings)
         super().__init__(self._layout())
+        self.add_class("atlas-playground")
         self._show()
 
     # --- for programs ---------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     processes = [subprocess.Popen(start, **quiet)]  # type: ignore[call-overload]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not file.exists() or not file.stat().st_size:
             assert time.monotonic() < deadline, "the scheduler does not start"
             time.sleep(0.05)
@@ -72,7 +72,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         from distributed import Client
 
         with Client(address, set_as_default=False) as client:
-            client.wait_for_workers(3, timeout=60)
+            client.wait_for_workers(3, timeout=300)
         yield address
     finally:
         for process in processes:

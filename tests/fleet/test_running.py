@@ -390,7 +390,7 @@ def test_addresses_that_differ_in_what_is_not_shown_have_rows_of_their_own(tmp_p
 def test_stores_are_asked_for_several_states_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from atlas_kit.fleet import files as module
 
-    together = threading.Barrier(4, timeout=30)
+    together = threading.Barrier(4, timeout=120)
 
     def slow(file: FleetFile) -> FleetFile:
         together.wait()

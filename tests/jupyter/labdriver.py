@@ -10,8 +10,8 @@ import ast
 import contextlib
 import json
 import os
+import re
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from tests.waiting import free_port
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
@@ -34,7 +36,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "docmanager-extension/plugin": {"autosave": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-START_SECONDS = END_SECONDS = 120
+START_SECONDS = END_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,6 @@ class Lab:
             request = urllib.request.Request(self.at(f"api/sessions/{session['id']}"), method="DELETE")
             with urllib.request.urlopen(request, timeout=END_SECONDS):
                 pass
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def private_environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
@@ -172,8 +167,23 @@ def open_lab(page: Page, lab: Lab, path: str = "", workspace: str = "") -> None:
     """
     place = f"lab/workspaces/{workspace or secrets.token_hex(4)}"
     page.goto(lab.at(f"{place}/tree/{quote(path)}" if path else place))
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell", timeout=60_000)
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell", timeout=120_000)
     page.evaluate("window.jupyterapp.restored.then(() => null)")
+
+
+def patient_saves(page: Page) -> None:
+    """Let saves wait a minute for what the kernel says, which a busy machine may need; call it before a page is opened.
+
+    A reader is kept waiting for some seconds only, and then what was known before is saved.
+    """
+    script = (Path(__file__).parents[2] / "atlas_kit" / "jupyter" / "static" / "still.js").read_text("utf-8")
+    (waits,) = re.findall(r"const SAVE_WAITS_MS = (\d+);", script)
+    page.add_init_script(
+        f"""(() => {{
+            const timer = window.setTimeout.bind(window);
+            window.setTimeout = (work, ms, ...rest) => timer(work, ms === {waits} ? 60_000 : ms, ...rest);
+        }})()"""
+    )
 
 
 def open_path(page: Page, path: str) -> None:
@@ -200,7 +210,7 @@ def wait_for_kernel(page: Page) -> None:
     page.wait_for_function(
         """() => document.querySelector(".jp-Dialog")
             || window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === "idle" """,
-        timeout=60_000,
+        timeout=120_000,
     )
     if page.locator(".jp-Dialog").count():
         raise RuntimeError("a dialog is open: " + page.locator(".jp-Dialog").first.inner_text())

@@ -37,7 +37,9 @@ def test_the_explorer(lab_page: Page, name: str, theme: str):
     expect(tabs.first).to_be_visible()
     for tab in tabs.all():
         tab.click()
-        lab_page.wait_for_load_state("networkidle")
+        expect(tab).to_have_attribute("aria-selected", "true")
+        expect(lab_page.locator(".ax-panel").first).not_to_be_empty()
+        expect(lab_page.locator(".ax")).not_to_contain_text("Reading …")
         assert serious_findings(lab_page, ".atlas-kit-Viewer") == [], tab.inner_text()
 
 
@@ -64,7 +66,6 @@ def test_a_notebook_with_the_widgets(page: Page, lab_server: Lab, notebook: Call
     assert run_all(page) == []
     outputs = page.locator(".jp-OutputArea-output")
     expect(outputs).to_have_count(5)
-    page.wait_for_load_state("networkidle")
     handles = page.locator(".jp-OutputArea-output .noUi-handle")
     expect(handles.first).to_have_accessible_name(re.compile(r"\w"))
     assert handles.count() > 5

@@ -21,7 +21,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.conftest import REPOSITORY
-from tests.jupyter.labdriver import free_port
+from tests.waiting import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 

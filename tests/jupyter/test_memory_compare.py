@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from playwright.sync_api import expect
+
 from tests.jupyter.labdriver import kernel_json, open_notebook, run_all
+from tests.waiting import until
 
 FILES = """
 from atlas_kit.widgets import MemoryCompare
@@ -52,7 +55,9 @@ def test_two_files_and_a_run(page, lab_server, notebook):
     page.wait_for_function(
         "([before, canvas]) => canvas.toDataURL() !== before", arg=[before, shown.element_handle()]
     )
+    watch = "said = []; run.play.observe(lambda change: said.append(change.new), 'description')"
+    kernel_json(page, "said", code=watch)
     run.get_by_role("button", name="Play").click()
-    run.get_by_role("button", name="Pause").wait_for()
-    run.get_by_role("button", name="Play").wait_for(timeout=60_000)
+    until(lambda: kernel_json(page, "said") == ["Pause", "Play"])
+    expect(run.get_by_role("button", name="Play")).to_be_visible()
     assert kernel_json(page, "run.slider.value == run.slider.max") is True

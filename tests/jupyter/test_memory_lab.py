@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, run_all
+from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, patient_saves, run_all
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -73,6 +73,11 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
     top = page.locator(".atlas-memory-lab button", has_text="Start").first.bounding_box()["y"]
     bottom = curve.bounding_box()["y"] + curve.bounding_box()["height"]
     assert bottom - top < 520
+    settings = (
+        page.get_by_role("slider", name="share"),
+        *(page.get_by_label(name) for name in ("adaptive", "Muon")),
+    )
+    assert len({round(one.bounding_box()["y"] / 20) for one in settings}) <= 2  # none stands alone in a line
     panes = {
         "Text": ".atlas-lab .tokens",
         "Recall": ".atlas-recall",
@@ -93,6 +98,7 @@ def test_start_and_the_curves_share_a_screen_and_the_rest_is_in_tabs(lab_server,
 
 def test_what_was_seen_last_is_saved_and_can_be_looked_around_in(lab_server, notebook, page: Page):
     name = notebook(OPEN)
+    patient_saves(page)
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
     press(page, "Start")

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.jupyter.labdriver import Lab, kernel_json, open_notebook, open_path, run_all, wait_for_kernel
+from tests.waiting import until
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -37,7 +38,7 @@ def shown(page: Page, more_than: int) -> int:
     page.wait_for_function(
         "(least) => [...document.querySelectorAll('.atlas-lab')].some((lab) => Number(lab.dataset.shown) > least)",
         arg=more_than,
-        timeout=60_000,
+        timeout=120_000,
     )
     return int(
         page.evaluate(
@@ -141,9 +142,11 @@ def test_a_kernel_that_was_restarted_says_so_and_its_cell_can_be_run_again(
 def test_frames_that_were_lost_on_the_way_are_asked_for_again(lab_server: Lab, notebook, page: Page):
     begun(page, lab_server, notebook(OPEN))
     # the machine sleeps: what the kernel sends meanwhile reaches nobody
-    kernel_json(page, "0", code="sent, lab.view.send = lab.view.send, lambda *_, **__: None")
+    kernel_json(
+        page, "0", code="lost = []; sent, lab.view.send = lab.view.send, lambda *_, **__: lost.append(1)"
+    )
     before = kernel_json(page, "len(lab.trace)")
-    page.wait_for_timeout(3000)
+    until(lambda: kernel_json(page, "len(lost)") > 1)
     kernel_json(page, "0", code="lab.view.send = sent")
     shown(page, before + 100)
     text = page.evaluate("document.querySelector('.atlas-lab .tokens').textContent")
@@ -158,7 +161,7 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
     """A model that leaked would add its file and its context each time, 100 MB; what was read and learned, which Out
     keeps, some 10 MB.
     """
-    path = notebook(MEMORY, OPEN)
+    path = notebook(MEMORY, OPEN.replace(" * 30", ""))  # Out keeps the text of each
     open_notebook(page, lab_server, path)
     sizes, held = [], []
     for _ in range(10):
@@ -169,6 +172,7 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
         whole, python = kernel_json(page, "memory()", code="lab.reset(); rests = lab.matrices.wait(30)")
         sizes.append(whole)
         held.append(python)
+    kernel_json(page, "0", code="lab.text_to_read *= 30")  # it does not end while it is counted
     press(page, "Start")
     expect(page.locator(".atlas-lab .state")).to_have_text("running", timeout=30_000)
     assert kernel_json(page, "in_use()", code="from atlas_kit.widgets.lab.shared_model import in_use") == 1

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.jupyter.labdriver import Lab, open_notebook, run_all
+from tests.jupyter.labdriver import Lab, open_notebook, patient_saves, run_all
 from tests.jupyter.test_accessibility import serious_findings
 
 SHOWN = (
@@ -23,6 +23,7 @@ def test_an_export_shows_what_was_last_seen_and_can_be_looked_around_in(
     from nbconvert import HTMLExporter
 
     name = notebook(*SHOWN)
+    patient_saves(page)
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
     explorer = page.locator(".ax").first

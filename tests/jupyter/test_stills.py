@@ -18,6 +18,7 @@ from tests.jupyter.labdriver import (
     notebook_json,
     open_lab,
     open_notebook,
+    patient_saves,
     private_environment,
     run_all,
     wait_for_kernel,
@@ -130,6 +131,7 @@ def test_what_was_seen_last_is_what_is_saved(
     import nbformat
 
     name = notebook(PAGED)
+    patient_saves(page)
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
     handle = page.locator(LIVE).element_handle()
@@ -160,6 +162,7 @@ def test_a_widget_that_is_closed_leaves_what_was_seen_last(
     page: Page, lab_server: Lab, notebook: Callable[..., str]
 ):
     name = notebook(PAGED, "slider.value = 8", "slider.close()")
+    patient_saves(page)
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
     frame = page.frame_locator("iframe.atlas-kit-still")
@@ -174,7 +177,7 @@ def test_a_widget_that_is_closed_leaves_what_was_seen_last(
 def test_a_kernel_at_work_does_not_keep_a_notebook_from_being_saved(
     page: Page, lab_server: Lab, notebook: Callable[..., str]
 ):
-    name = notebook(SHOW, "import time; time.sleep(60)")
+    name = notebook(SHOW, "import time; time.sleep(600)")
     open_notebook(page, lab_server, name)
     page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
     expect(page.locator(LIVE)).to_be_visible()

@@ -352,6 +352,33 @@ def test_texts_that_come_together_are_read_together(memory):
     assert [ids(job.tokens) for job in (*first, *late)] == [expected] * 12
 
 
+def test_long_texts_keep_nobody_waiting_who_generates():
+    engine = FakeEngine(n_ctx=512, n_sequences=9, n_batch=16, n_together=200, n_outputs=64)
+    sizes, decode = [], engine.decode
+
+    def counted(feeds, *, hidden=False):
+        sizes.append(sum(len(feed.tokens) for feed in feeds))
+        return decode(feeds, hidden=hidden)
+
+    engine.decode = counted
+    sessions = [AtlasSession(engine, None) for _ in range(9)]
+    pool = SessionPool(engine)
+    first = pool.generate(sessions[0], "to be or", max_tokens=200, sampling=GREEDY)
+    while not first.tokens:
+        pool.step()
+    sizes.clear()
+    late = [pool.feed(one, PROMPTS[1]) for one in sessions[1:]]
+    while not all(job.done for job in late):
+        pool.step()
+    assert max(sizes[:-1]) <= 16  # but for their last parts, which are short
+    pool.run()
+    sizes.clear()
+    for one in sessions[1:]:
+        pool.feed(one, PROMPTS[1])
+    pool.run()
+    assert max(sizes) == 64
+
+
 def test_outputs_are_bounded_where_texts_are_scored():
     engine = FakeEngine(n_ctx=64, n_sequences=12, n_batch=16, n_together=200, n_outputs=20)
     sessions = [AtlasSession(engine, None) for _ in range(12)]

@@ -532,6 +532,8 @@ def test_grammars_that_are_none(grammar, talk, capfd):
 def test_what_is_wrong_with_a_grammar_is_said(talk):
     with pytest.raises(InvalidParamError, match="Undefined rule identifier 'nothing'"):
         talk(Sampling(grammar="root ::= nothing"))
+    with pytest.raises(InvalidParamError, match=r"expecting '\)' at its end$"):
+        talk(Sampling(grammar="root ::= ("))
 
 
 @pytest.mark.parametrize(

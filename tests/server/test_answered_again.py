@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from server.conftest import TEMPLATE, Server
 from server.scripted import CHATML, ScriptedEngine
 from server.test_recall import chat, engine, filled, kept, recalled, talk
+from tests.waiting import until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -177,10 +177,7 @@ def test_who_goes_away_during_a_new_answer_keeps_one(serve: Server) -> None:
     body = {"messages": [{"role": "user", "content": ASK}], "stream": True, "atlas": {"session_id": "anna"}}
     with server.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(line for line in answer.iter_lines() if "Carla" in line)
-    for _ in range(1000):
-        if not server.service.conversations.under_way:
-            break
-        time.sleep(0.01)
+    until(lambda: not server.service.conversations.under_way)
     first, said = kept(server)
     assert first == ASK
     assert said == "Bertram." or said.startswith("Carla")

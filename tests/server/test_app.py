@@ -13,7 +13,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
 
+from atlas_kit.errors import AtlasError, InvalidParamError, WrongModelError  # noqa: E402
 from atlas_kit.server.app import begun_app, create_app, visit_routes  # noqa: E402
+from atlas_kit.server.problems import problem_of  # noqa: E402
 from tests.server.conftest import make_service  # noqa: E402
 
 
@@ -100,3 +102,28 @@ def test_what_a_request_lacks_is_said_in_plain_words(
         assert (answer.status_code, error["message"], error["code"]) == (400, message, "invalid_value")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            InvalidParamError("window_size is 5", hint="Choose 64 to 8192."),
+            "window_size is 5. Choose 64 to 8192.",
+        ),
+        (InvalidParamError("llama.cpp does not understand this"), "llama.cpp does not understand this."),
+        (InvalidParamError("a token lies outside the vocabulary"), "A token lies outside the vocabulary."),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_a_name_as_it_is_written(
+    error: AtlasError, message: str
+) -> None:
+    assert problem_of(error).message == message
+
+
+def test_a_client_is_told_nothing_that_it_cannot_do() -> None:
+    """A program may force another model's memory; a request has no such property."""
+    error = WrongModelError(bytes(32), bytes.fromhex("11" * 32), path=None, hint="Use force.")
+    told = problem_of(error)
+    assert (told.status, told.code) == (409, "wrong_model")
+    assert "force" not in told.message

@@ -12,6 +12,7 @@ import pytest
 
 from server.conftest import Server, fake_engine
 from server.test_recall import FACT, QUESTION, chat, engine, filled, kept, recalled
+from tests.waiting import until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -181,10 +182,9 @@ def test_an_answer_under_way_is_waited_for_and_not_written_back(
             lines = answer.iter_lines()
             next(line for line in lines if "output_text.delta" in line)
             forgets = others.submit(server.post, path, about="lighthouse", remove_answers=True)
-            for _ in range(1000):
-                if any(passage._waiting for passage in server.service.responses._passages.values()):
-                    break
-                time.sleep(0.01)
+            until(
+                lambda: any(passage._waiting for passage in list(server.service.responses._passages.values()))
+            )
             asks = {**more, "input": "More", **({} if by == "conversation" else {"conversation": "bert"})}
             behind = others.submit(server.client.post, "/v1/responses", json={**asks, **on})
             last = [line for line in lines if line.startswith("data: ")][-1]
@@ -264,10 +264,7 @@ def test_a_key_has_so_many_sessions_and_no_more(serve: Server, tmp_path: Path) -
     assert [begin(server, name) for name in ("c", "a")] == [200, 403]
     server.stop()
     again = serve(fake_engine(), **settings)
-    for _ in range(500):
-        if again.service.conversations.names._names:
-            break
-        time.sleep(0.01)
+    until(lambda: again.service.conversations.names._names)
     assert [begin(again, name) for name in ("e", "b", "c")] == [403, 200, 200]
 
 

@@ -19,6 +19,7 @@ from atlas_kit.server import memory_views
 from atlas_kit.server.keys import SHARED
 from tests.server.conftest import Insider, Server, fake_engine
 from tests.server.test_atlas import KEYS, ONE, TEXT, TWO, ask, refused
+from tests.waiting import until
 
 FILE, MATRIX = "/v1/atlas/memory/file", "/v1/atlas/memory/matrix"
 
@@ -176,11 +177,7 @@ def test_a_client_that_goes_away_gives_its_share_back(serve: Server, monkeypatch
     monkeypatch.setattr("atlas_kit.server.routes.memory_views._PIECE", 64)
     with server.client.stream("GET", FILE, params={"session_id": "anna"}) as answer:
         next(answer.iter_raw())
-    for _ in range(1000):
-        if not server.service.memory_views._under_way:
-            break
-        threading.Event().wait(0.01)
-    assert server.service.memory_views._under_way == 0
+    until(lambda: server.service.memory_views._under_way == 0)
 
 
 # --- as matrices -----------------------------------------------------------------------------------------------
@@ -241,8 +238,7 @@ def test_a_matrix_is_seen_while_its_memory_learns(serve: Server):
     asking.start()
     for _ in range(6):  # the text is read, and the answer has begun
         permits.release()
-    while not server.service.metrics.running:
-        threading.Event().wait(0.01)
+    until(lambda: server.service.metrics.running)
     found: list[Any] = []
     looking = threading.Thread(target=lambda: found.append(server.get(MATRIX, session_id="anna")))
     looking.start()

@@ -18,6 +18,7 @@ from atlas_kit.errors import DivergedError
 from atlas_kit.server.metrics import COUNTERS, LONGEST_WINDOW, TIMES, Distribution, Metrics, Values
 from atlas_kit.server.outcome import Generation, Outcome
 from tests.server.conftest import Insider, Server, fake_engine
+from tests.waiting import until
 
 TEXT = "to be or not to be, that is the question. " * 3
 
@@ -470,11 +471,14 @@ def test_a_client_that_leaves_is_a_request_that_was_cancelled(serve: Server):
     body = {"prompt": TEXT, "max_tokens": 1 << 19, "stream": True, "temperature": 0}
     with server.client.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
-    for _ in range(600):
+    found: Any = None
+
+    def none_runs() -> bool:
+        nonlocal found
         found = samples(server.client.get("/metrics").text)
-        if not found["num_requests_running"]:
-            break
-        threading.Event().wait(0.1)
+        return not found["num_requests_running"]
+
+    until(none_runs)
     assert found["requests_total{reason=cancelled,task=completion}"] == 1
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 
 import pytest
 
 from server.conftest import busy
 from server.scripted import ObligingEngine, ScriptedEngine
+from tests.waiting import until
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 
@@ -136,10 +136,7 @@ def test_the_client_that_does_not_wait(serve):
 
 def settled(server):
     """Wait until nothing is under way, and return how often was decoded; a test that waits for long has failed."""
-    deadline = time.monotonic() + 30
-    while len(server.service.scheduler) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not len(server.service.scheduler)
+    until(lambda: not len(server.service.scheduler))
     return server.service.engine.decodes
 
 
@@ -155,14 +152,10 @@ def test_a_client_that_goes_away_frees_its_slots(serve, stream, n):
         client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         if stream:
             assert client.recv(64)
-        while engine.decodes < 5:
-            time.sleep(0.01)
+        until(lambda: engine.decodes >= 5)
     done = settled(server)
     assert done < 50_000
-    end = time.monotonic() + 60
-    while any(slot.busy for slot in server.service.conversations.slots):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not any(slot.busy for slot in server.service.conversations.slots))
     found = server.post("/v1/chat/completions", messages=HI, max_tokens=2)
     assert found["usage"]["completion_tokens"] == 2
 

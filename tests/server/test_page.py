@@ -19,6 +19,7 @@ from atlas_kit.persistence.snapshot import describe_memory
 from tests.conftest import SAMPLES
 from tests.server.conftest import TEMPLATE, Live, Server, fake_engine
 from tests.server.scripted import ScriptedEngine
+from tests.waiting import until
 
 MARKUP = (
     "<img src=x onerror=\"document.title='run'\"> <b>bold</b> &amp; <script>document.title='run'</script>"
@@ -31,9 +32,16 @@ def saying(*scripts: str, **options: Any) -> FakeEngine:
 
 
 def open_page(page: Page, server: Live, path: str = "/") -> None:
-    """Open the page, and wait until it has drawn what the server sends."""
+    """Open the page, and wait until it has drawn what the server sends and looks at what its session reads."""
     page.goto(server.url + path)
     expect(page.locator(".state")).to_have_attribute("data-state", "ready")
+    looks_on(server)
+
+
+def looks_on(server: Live, name: str | None = None) -> None:
+    """Wait until a page looks at what a session reads: what was read before is not shown there."""
+    traces = server.service.conversations.traces
+    until(lambda: any(name in (None, key.name) for key in list(traces._looked)))
 
 
 def say(page: Page, text: str) -> None:
@@ -110,6 +118,7 @@ def test_what_is_read_and_said_is_shown_token_by_token(page: Page, serve: Server
     page.get_by_label("New session").fill("anna")
     page.get_by_role("button", name="Begin", exact=True).click()
     expect(read).to_have_text("")
+    looks_on(server, "anna")
     say(page, "I am Anna.")
     expect(read).to_have_text("user>I am Anna.</><assistant>Blue, as you said.")
 
@@ -306,6 +315,14 @@ def test_a_perplexity_is_written_without_an_exponent(page: Page, serve: Server):
         [1, 2.6487, 54.598, 403.4, 999.6, 2980.96, 22026.5, 162754.8, 1.2e6, 4.85e8],
     )
     assert written == ["1.00", "2.65", "54.6", "403", "1,000", "2,980", "22,000", "163K", "1.2M", "485M"]
+    change = page.evaluate(
+        """async (values) => {
+            const { lowered } = await import('/static/widgets/static/lab/curves.js');
+            return values.map(lowered);
+        }""",
+        [12.4, -3.6, 0, 0.4, -0.4],
+    )
+    assert [text.replace("\xa0", " ") for text in change] == ["−12 %", "+4 %", "±0 %", "±0 %", "±0 %"]
 
 
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
@@ -385,10 +402,7 @@ def test_what_was_recalled_for_an_answer_of_another_client_is_shown(page: Page, 
     chat("The lighthouse keeper of Skagen is called Bertram.")
     open_page(page, server)
     page.get_by_role("button", name="anna").click()
-    for _ in range(100):
-        if server.service.conversations.traces.anybody:
-            break
-        page.wait_for_timeout(50)
+    looks_on(server, "anna")
     chat("What is the lighthouse keeper called?")
     expect(page.locator(".recalled q")).to_have_text("The lighthouse keeper of Skagen is called Bertram.")
     expect(page.locator(".recalled li span")).to_contain_text("you said")
@@ -609,15 +623,13 @@ def test_the_matrix_of_the_memory_is_seen_and_follows_what_it_learns(page: Page,
     picture.focus()
     page.keyboard.press("ArrowRight")
     array = next(iter(memory.state.parameters.values()))
-    expect(page.locator(".atlas-matrix-status")).to_contain_text(
-        re.compile(r"feature 0, correction 1: -?\d")  # the exact number comes a moment later
-    )
-    for _ in range(50):
-        shown = page.locator(".atlas-matrix-status").inner_text().split(":")[1].split("(")[0]
-        if float(shown) == pytest.approx(float(array[0, 1]), rel=1e-5):
-            break
-        page.wait_for_timeout(100)
-    assert float(shown) == pytest.approx(float(array[0, 1]), rel=1e-5)
+    exact = pytest.approx(float(array[0, 1]), rel=1e-5)  # it comes a moment later
+    said = re.compile(r"feature 0, correction 1: (-?[\d.e-]+)")
+
+    def shown() -> Any:
+        return said.search(page.locator(".atlas-matrix-status").inner_text())
+
+    until(lambda: (found := shown()) and float(found[1]) == exact)
     page.get_by_label("New session").fill("anna")
     page.get_by_role("button", name="Begin", exact=True).click()
     expect(page.locator(".matrix")).to_be_hidden()
@@ -653,6 +665,21 @@ def test_a_memory_is_downloaded_as_a_file(page: Page, serve: Server, tmp_path):
     )
     chosen(page, "Download")
     expect(page.locator(".said.wrong")).to_have_text("Later.")
+
+
+def test_the_state_is_one_line_on_a_narrow_page_with_a_key(page: Page, serve: Server, sized):
+    sized(400, "light")
+    server = serve(saying("Fine."), api_key=("right-key",))
+    page.goto(server.url)
+    page.get_by_label("Key", exact=True).fill("right-key")
+    page.keyboard.press("Enter")
+    state = page.locator("header .state")
+    expect(state).to_have_attribute("data-state", "ready")
+    for words in ("ready", "not connected"):
+        state.evaluate("(node, words) => { node.textContent = words; }", words)
+        lines = "(n) => n.getBoundingClientRect().height / parseFloat(getComputedStyle(n).fontSize)"
+        assert 0 < state.evaluate(lines) < 2
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
 
 
 # --- the key ---------------------------------------------------------------------------------------------------

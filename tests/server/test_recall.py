@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from atlas_kit.llama import Sampling
 from server.conftest import TEMPLATE, Server
 from server.scripted import ScriptedEngine
+from tests.waiting import until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -263,10 +263,7 @@ def test_who_goes_away_while_it_is_answered_leaves_a_conversation_that_goes_on(s
         for line in stream.iter_lines():
             if '"content":"' in line:
                 break
-    for _ in range(200):
-        if not server.get("/v1/atlas/sessions")["data"][0]["busy"]:
-            break
-        asyncio.run(asyncio.sleep(0.02))
+    until(lambda: not server.get("/v1/atlas/sessions")["data"][0]["busy"])
     answer = chat(server, QUESTION)
     assert recalled(answer) == [FACT]
     assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] <= len(f"<user>{QUESTION}</><assistant>")
@@ -435,9 +432,13 @@ def test_the_time_of_an_answer_is_that_of_its_tokens(serve: Server) -> None:
         return decode(feeds, **options)
 
     made.decode = slow  # type: ignore[method-assign]
+    began = time.perf_counter()
     answer = chat(server, QUESTION)
+    took = time.perf_counter() - began
     assert recalled(answer) == [FACT]
-    assert answer["timings"]["predicted_ms"] < 400
+    assert (
+        answer["timings"]["predicted_ms"] / 1000 < took - 0.5
+    )  # none of that is counted, however slow the rest is
 
 
 def kept(server: Any, session: str = "anna") -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import pytest
 
 from tests.conftest import tool_environment
 from tests.storage.s3_server import S3Server, s3_serving
+from tests.waiting import free_port
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
@@ -38,8 +38,7 @@ class Replica:
     """A server on the sample model; ``name`` is its own, and so is its spool."""
 
     def __init__(self, name: str, folder: Path, store: S3Server, url: str, wait: bool = True) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
         environment = {**tool_environment(), **store.environment}
         with open(self.log, "wb") as log:

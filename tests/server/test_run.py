@@ -24,22 +24,25 @@ from atlas_kit.llama import FakeEngine
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import ServerConfig, Service, run
 from tests.conftest import tool_environment
+from tests.waiting import free_port
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
 
 #: A server with the fake engine, whose steps take as long as is said.
 PROGRAM = """
-import json, logging, sys, time
+import json, logging, os, sys, time
 from atlas_kit.errors import AtlasError
 from atlas_kit.llama import FakeEngine
 from atlas_kit.server import Service, ServerConfig, serve
 
-settings, step, loading = json.loads(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+settings, step, loading, held = json.loads(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 
 class Slow(FakeEngine):
     def decode(self, *given, **more):
         time.sleep(step)
+        while os.path.exists(held):
+            time.sleep(0.01)
         return super().decode(*given, **more)
 
 def open_engine(config):
@@ -60,12 +63,19 @@ SECONDS = 60.0
 class Process:
     """A server in a process of its own."""
 
-    def __init__(self, step: float = 0.0, loading: float = 0.0, wait: bool = True, **settings: Any) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = settings.setdefault("port", free.getsockname()[1])
+    def __init__(
+        self,
+        step: float = 0.0,
+        loading: float = 0.0,
+        wait: bool = True,
+        held: Path = Path("/nonexistent"),
+        **settings: Any,
+    ) -> None:
+        """``held``: no step is done while this file is there."""
+        port = settings.setdefault("port", free_port())
         given = {"model": "fake.gguf", "drain_seconds": 1, **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(given), str(step), str(loading)],
+            [sys.executable, "-c", PROGRAM, json.dumps(given), str(step), str(loading), str(held)],
             env=tool_environment(), stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.url = f"http://127.0.0.1:{port}"
@@ -298,13 +308,18 @@ def test_a_second_signal_ends_at_once(start: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_answers_may_end_before_the_server_does(start: Any) -> None:
-    server = start(step=0.01, drain_seconds=600)
+def test_answers_may_end_before_the_server_does(start: Any, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    server = start(held=held, drain_seconds=600)
+    held.touch()
     found: list[Any] = []
     asking = threading.Thread(target=lambda: found.append(server.post(TEXT, 60)))
     asking.start()
     server.until(lambda: httpx.get(f"{server.url}/v1/atlas/status").json()["performance"]["running"])
     server.signal(signal.SIGTERM)
+    server.until(lambda: any("ending" in line for line in server.log))
+    assert not found
+    held.unlink()
     assert server.end() == 0
     asking.join()
     assert found[0].status_code == 200

@@ -12,6 +12,7 @@ import pytest
 from atlas_kit.llama import FakeEngine
 from server.conftest import TEMPLATE, Server, fake_engine
 from server.scripted import ScriptedEngine
+from tests.waiting import until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -21,11 +22,7 @@ def asleep(server: Any) -> bool:
 
 
 def wait(server: Any) -> None:
-    for _ in range(1000):
-        if asleep(server):
-            return
-        time.sleep(0.01)
-    raise AssertionError("it does not fall asleep")
+    until(lambda: asleep(server))
 
 
 def say(server: Any, text: str, session: str | None = None, **options: Any) -> Any:
@@ -109,11 +106,7 @@ def test_it_sleeps_again_behind_a_request_that_came_while_it_fell_asleep(
     assert falling.wait(60)
     threading.Timer(0.2, go_on.set).start()
     assert say(server, "a")["choices"]
-    for _ in range(1000):
-        if engine.asleep:
-            break
-        time.sleep(0.01)
-    assert engine.asleep  # not only said to be
+    until(lambda: engine.asleep)  # not only said to be
 
 
 def test_a_long_answer_keeps_it_awake(serve: Server) -> None:

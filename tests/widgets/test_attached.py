@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 
 import pytest
 
@@ -18,6 +16,7 @@ from atlas_kit.widgets.lab.recollection import Recollection
 from tests.server import conftest as servers
 from tests.server.conftest import Live
 from tests.server.test_trace import FACT, QUESTION, chat, filled, scripted
+from tests.waiting import until
 from tests.widgets.conftest import receive, wired
 
 serve = servers.serve
@@ -27,13 +26,6 @@ TEXT = "to be or not to be, that is the question. "
 def read(server: Live, text: str = TEXT, session: str | None = "anna") -> dict:
     atlas = {} if session is None else {"session_id": session}
     return server.post("/v1/completions", prompt=text, max_tokens=2, temperature=0, atlas=atlas)
-
-
-def until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        threading.Event().wait(0.02)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from atlas_kit.widgets import MemoryLab
 from tests.server import conftest as servers
 from tests.server.test_trace import FACT, chat, filled, scripted
+from tests.waiting import until
 from tests.widgets.conftest import Stage
-from tests.widgets.test_attached import until
 
 serve = servers.serve
 QUESTION = "What is the <b>lighthouse keeper</b> called?"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -16,6 +15,7 @@ from conftest import receive, wired
 from atlas_kit.errors import KeyNotFoundError
 from atlas_kit.widgets import FileExplorer, MatrixView
 from atlas_kit.widgets.explorer import watching
+from tests.waiting import until
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 TINY = SAMPLES / "gguf/tiny.gguf"
@@ -154,11 +154,7 @@ class TestFollowingTheFile:
         watching.watch(watcher)
         assert seen.wait(30)
         del watcher
-        for _ in range(1000):
-            if watching.is_idle():
-                break
-            time.sleep(0.02)
-        assert watching.is_idle()
+        until(watching.is_idle)
 
 
 def test_static_forms():

@@ -20,10 +20,10 @@ from atlas_kit.widgets import MemoryCompare, MemoryLab
 from atlas_kit.widgets.lab.memory_lab import LIVE
 from atlas_kit.widgets.lab.static_view import running_mean
 from tests.conftest import SAMPLES
+from tests.waiting import LONG, until
 from tests.widgets.conftest import receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
-LONG = 30  # seconds: what waits longer is stuck
 
 
 @pytest.fixture
@@ -724,7 +724,7 @@ class SlowToCut(FakeEngine):
     def tokenize(self, text, **options):
         self.texts.append(text)
         if len(text) > 100:
-            assert self.go.wait(30)
+            assert self.go.wait(LONG)
         return super().tokenize(text, **options)
 
 
@@ -739,14 +739,11 @@ def slow(monkeypatch):
 
 def test_a_long_text_is_cut_beside_the_cell_that_starts_and_says_so(slow):
     slow.start()
-    for _ in range(3000):
-        if slow.view.status:
-            break
-        threading.Event().wait(0.01)
+    until(lambda: slow.view.status)
     assert slow.view.status == "Cutting 600 characters into tokens ..."
     assert (slow.state, slow.facts()["total"]) == ("running", 0)
     slow.session.engine.go.set()
-    assert slow.wait(30)
+    assert slow.wait(LONG)
     assert "Cutting" not in slow.view.status
     assert (slow.state, slow.facts()["total"], len(slow.history.tokens)) == ("done", 600, 600)
 
@@ -767,7 +764,7 @@ def test_another_text_that_is_chosen_while_one_is_cut_is_the_one_that_is_read(sl
     slow.start()
     slow.text_to_read = "a short one"  # waits half a second for the other, at most
     slow.session.engine.go.set()
-    assert slow.wait(30)
+    assert slow.wait(LONG)
     slow.run()
     assert "".join(slow.words.texts(0, 100)) == "a short one"
     assert slow.facts()["total"] == len("a short one")

@@ -12,8 +12,7 @@ import pytest
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.widgets import live
 from atlas_kit.widgets.live import Runner, Turns
-
-LONG = 20  # seconds: what waits longer is stuck
+from tests.waiting import LONG
 
 
 class Steps:

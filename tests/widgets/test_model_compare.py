@@ -93,7 +93,7 @@ def test_a_widget_that_is_closed_has_let_go():
     compare = ModelCompare(A, B)
     compare.close()
     compare.close()
-    assert compare.wait(10)
+    assert compare.wait(60)
 
 
 @pytest.mark.model

@@ -17,13 +17,13 @@ from atlas_kit.widgets import MemoryLab
 from atlas_kit.widgets.lab.recall_pane import RecallPane
 from atlas_kit.widgets.lab.recollection import Recollection
 from tests.conftest import SAMPLES
+from tests.waiting import LONG
 from tests.widgets.conftest import receive, wired
 
 FACT = "The lantern is green.\n"
 TEXT = "Nothing of note was said at the gate today.\n" * 6 + FACT + "Rain fell on the roof until noon.\n" * 6
 QUESTION = "Which colour has the lantern?"
 ALWAYS = Recall(mode="always", tokens=40, candidates=2)
-LONG = 30  # seconds: what waits longer is stuck
 
 
 class Gated(FakeEngine):

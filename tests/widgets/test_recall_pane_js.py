@@ -11,9 +11,9 @@ from atlas_kit.llama.recalling import Piece, Recall, Recalled
 from atlas_kit.widgets import MemoryLab
 from atlas_kit.widgets.lab.recall_pane import RecallPane
 from atlas_kit.widgets.lab.recollection import Recollection
+from tests.waiting import LONG
 from tests.widgets.conftest import Stage
 
-LONG = 30
 QUESTION = "Which colour has the <b>lantern</b>?"
 TAKEN = Piece("The lantern\nis <i>green</i>.", "document", "notes.txt", 0, 0, 9, 3, 7.25, 3.5)
 OTHERS = (

@@ -16,10 +16,11 @@ from atlas_kit.errors import InvalidParamError
 from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.widgets import MemoryLab, ending
 from atlas_kit.widgets.lab import shared_model
+from atlas_kit.widgets.lab.view import LabView
+from tests.waiting import LONG, until
 from tests.widgets.conftest import receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
-LONG = 30  # seconds: what waits longer is stuck
 
 
 class OneSeat(FakeEngine):
@@ -269,23 +270,14 @@ def say(lab, kind, view):
     receive(lab.view, {"method": "custom", "content": {"kind": kind, "view": view}})
 
 
-def until(condition):
-    changed = threading.Event()
-    for _ in range(LONG * 50):
-        if condition():
-            return True
-        changed.wait(0.02)
-    return False
-
-
 def test_it_rests_when_its_last_view_is_gone_and_goes_on_when_one_is_there(running):
     say(running, "bye", "a")
-    assert until(lambda: running.view.gone)
+    until(lambda: running.view.gone)
     running.session.engine.go.release(50)
-    assert until(lambda: running.state == "paused")
+    until(lambda: running.state == "paused")
     count = len(running.history.tokens)
     say(running, "hello", "b")
-    assert until(lambda: running.state == "running")  # the thread that pauses may still be telling so
+    until(lambda: running.state == "running")  # the thread that pauses may still be telling so
     running.session.engine.go.release(10_000)
     assert running.wait(LONG)
     assert bytes(running.history.tokens.astype(np.uint8)).decode() == TEXT * 3
@@ -303,10 +295,32 @@ def test_one_of_two_views_may_go(running):
     assert running.state == "running"
 
 
+def test_who_comes_while_it_is_told_that_nobody_looks_is_told_of_last(monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.lab.view.ANSWER_SECONDS", 0.01)
+    told, telling, go = [], threading.Event(), threading.Event()
+
+    def looked_at(seen):
+        if not seen:
+            telling.set()
+            assert go.wait(LONG)
+        told.append(seen)
+
+    view = LabView(dict, looked_at)
+    view._came("a")
+    view._went("a")
+    assert telling.wait(LONG)
+    comes = threading.Thread(target=view._came, args=("b",))
+    comes.start()
+    until(lambda: view.views == {"b"})
+    go.set()
+    comes.join(LONG)
+    assert told == [False, True]
+
+
 def test_one_that_was_left_by_a_page_that_is_no_more_does_not_count(running):
     say(running, "hello", "after the page was loaded again")
     say(running, "bye", "after the page was loaded again")
-    assert until(lambda: running.view.gone)
+    until(lambda: running.view.gone)
 
 
 def test_a_run_that_a_cell_waits_for_goes_on_unseen(monkeypatch):
@@ -317,7 +331,7 @@ def test_a_run_that_a_cell_waits_for_goes_on_unseen(monkeypatch):
     lab.session.engine.go.release(3)
     waiting = threading.Thread(target=lab.run)
     waiting.start()
-    assert until(lambda: lab.view.gone)
+    until(lambda: lab.view.gone)
     lab.session.engine.go.release(10_000)
     waiting.join(LONG)
     assert (lab.state, len(lab.history.tokens)) == ("done", len(TEXT))
@@ -327,7 +341,7 @@ def test_a_run_that_a_cell_waits_for_goes_on_unseen(monkeypatch):
 def test_what_the_reader_paused_stays_so(running):
     say(running, "bye", "a")
     running.session.engine.go.release(10_000)
-    assert until(lambda: running.view.gone)
+    until(lambda: running.view.gone)
     running.stop()
     say(running, "hello", "b")
     assert running.state in ("idle", "paused")

@@ -6,7 +6,8 @@ by, ``report`` is what is reported. Knows nothing about models.
 
 An answer is judged by its key words. ``right`` are alternatives, one of which must come, as whole words or with an
 English ending; ``a & b`` wants both, ``burn*`` any word that begins so. Where one of ``wrong`` (what a look-alike or a
-corrected fact would say) comes first, the answer is not right; where it comes alone, the answer was taken from it.
+corrected fact would say) comes first, the answer is not right; where it comes alone, the answer was taken from it. Of a
+corrected fact an answer may say first that the old one is over: "She has left the mill. Now she bakes."
 """
 
 from __future__ import annotations
@@ -35,9 +36,17 @@ GROUPS = {
     "look-alike": "facts with a look-alike",
     "language": "German, French, Chinese",
 }
-GENERAL = "general"
+GENERAL, CORRECTED = "general", "corrected"
 _SPACELESS = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _ENDING = "(?:'?s|es|n)?"
+#: Where a sentence ends, or turns to what is otherwise.
+_SENTENCE = re.compile(r"(?<=[.;!?])\s+|[,;]?\s+but\s+")
+#: What says of a sentence that what it names is over, and what says that it is not so.
+_OVER = re.compile(
+    r"(?:(?<!\w)(?:no longer|any ?more|used to|formerly|previously)|(?:(?<!\w)(?:has|have|had)|'s|'ve) (?:since )?"
+    r"(?:left|quit|given up|gone from|moved (?:away )?(?:from|out of)|stopped|resigned|retired))(?!\w)"
+)
+_NOT_SO = re.compile(r"(?<!\w)(?:not|never|neither|nor)(?!\w)|n't(?!\w)")
 #: Characters of a passage on each side of its key words, without which they say nothing.
 _AROUND = 16
 
@@ -171,9 +180,27 @@ def first(text: str, phrases: Sequence[str]) -> tuple[int, int] | None:
 
 def is_right(answer: str, question: Question) -> bool:
     """Tell whether an answer says what it should, and says nothing wrong before."""
-    text = plain(answer)
+    text, outdated = plain(answer), False
+    if question.group == CORRECTED:
+        text, outdated = _without_what_is_over(text, question)
     right, wrong = first(text, question.right), first(text, question.wrong)
-    return right is not None and (wrong is None or right[0] <= wrong[0])
+    if right is None or (outdated and _NOT_SO.search(text)):
+        return False
+    return wrong is None or right[0] <= wrong[0]
+
+
+def _without_what_is_over(text: str, question: Question) -> tuple[str, bool]:
+    """Leave out the sentences that only say of what is right or wrong that it is over; tell if any was wrong."""
+    kept, outdated = [], False
+    for sentence in _SENTENCE.split(text):
+        over = _OVER.search(sentence)
+        right, wrong = first(sentence, question.right), first(sentence, question.wrong)
+        named = right or wrong
+        if over is None or named is None or (right and wrong) or over.start() < named[1] <= over.end():
+            kept.append(sentence)
+        else:
+            outdated = outdated or wrong is not None
+    return " ".join(kept), outdated
 
 
 def is_mistaken(answer: str, question: Question) -> bool:

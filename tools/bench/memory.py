@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -405,9 +405,35 @@ def table_of(rows: list[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def keep(rows: list[Row], about: dict[str, Any], options: argparse.Namespace, name: str) -> int:
-    """Print the rows as JSON and save them under a name, where that was asked for; return the exit code."""
-    text = json.dumps(about | {"rows": table_of(rows)}, indent=1)
+def replaced(before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of which those that were measured anew stand where they stood, and new ones behind their group."""
+
+    def of(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["name"], row["what"].partition(", the longest of")[0], row["against"][:6], row["unit"]
+
+    known = {of(row): row for row in now}
+    rows = [known.pop(of(row), row) for row in before]
+    for row in known.values():
+        last = max((at for at, one in enumerate(rows) if one["name"] == row["name"]), default=len(rows) - 1)
+        rows.insert(last + 1, row)
+    return rows
+
+
+def keep(
+    rows: list[Row],
+    about: dict[str, Any],
+    options: argparse.Namespace,
+    name: str,
+    before: Sequence[dict[str, Any]] = (),
+) -> int:
+    """Print the rows as JSON and save them under a name, where that was asked for; return the exit code.
+
+    ``before``: rows of another day, of which those stay that were not measured now.
+    """
+    found = table_of(rows)
+    if before:
+        found = replaced(before, [{"date": about["date"], "others": about["others"]} | row for row in found])
+    text = json.dumps(about | {"rows": found}, indent=1)
     if options.json:
         print(text)
     if options.save is not None:

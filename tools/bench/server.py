@@ -13,7 +13,8 @@ busy, and for gaps and latencies, figures are medians. The clients are one proce
 
 Three models: the sample model on one thread (more do not help one so small), SmolLM2-135M where ``--smollm2`` or
 ``ATLAS_BENCH_SMOLLM2`` says where it is, and a billion random weights. What other programs had of the processors
-meanwhile stands in the result: from some per cent on, no ratio means anything. Exit 1 when a limit is missed.
+meanwhile stands in the result: from some per cent on, no ratio means anything. Exit 1 when a limit is missed. Where
+some groups or models alone are measured and saved, the other rows stay, each with the day it was measured on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import json
 import math
 import os
 import signal
@@ -44,7 +46,7 @@ from tools.bench._http import Answer, RequestFailedError, ask, begin  # noqa: E4
 from tools.bench._neighbours import busy_neighbours  # noqa: E402
 from tools.bench._servers import OURS, TICKS, Peer, Server, find_peer, running  # noqa: E402
 from tools.bench.formats import Row  # noqa: E402
-from tools.bench.memory import FREE, keep, machine_of, measured  # noqa: E402
+from tools.bench.memory import FREE, RESULTS, keep, machine_of, measured  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
 SAMPLE = ROOT / "sample_data" / "models" / "tiny-python.gguf"
@@ -572,7 +574,7 @@ def conversation(bench: Bench) -> Iterator[Row]:
 def start(bench: Bench) -> Iterator[Row]:
     """From nothing to the first token."""
     for model in bench.models:
-        times = dict.fromkeys(KINDS, math.inf)
+        times, sizes = dict.fromkeys(KINDS, math.inf), dict.fromkeys(KINDS, 0)
         body = bench.completion(model, bench.prompt(model, 4), 8)
         for _ in range(2 if bench.quick else 5):
             for kind, command in zip(
@@ -581,12 +583,15 @@ def start(bench: Bench) -> Iterator[Row]:
                 with Server(command) as server:
                     answer = load(server, COMPLETIONS, [body | bench.asks(kind)]).answers[0]
                     spent = answer.sent + until_text(answer) - server.started
+                    sizes[kind] = server.resident()
                 times[kind] = min(times[kind], spent)
         for kind in ("off", "on"):
             # the peer needs a tenth of a second for the sample model, in which Python has only begun
             limit = FREE if model.name == "sample" else MOST_START
             what = f"{model.title}, from the start to the first token, {NAMES[kind]}"
             yield Row("start", what, times[kind], times["peer"], "s", bench.peer.name, limit)
+            what = f"{model.title}, the process after its first answer, {NAMES[kind]}"
+            yield Row("start", what, sizes[kind], sizes["peer"], "bytes", bench.peer.name, FREE)
 
 
 # --- memories on disk and at rest --------------------------------------------------------------------------
@@ -663,7 +668,8 @@ def sessions(bench: Bench) -> Iterator[Row]:
         return
     number, slots = (100, 8) if bench.quick else (1000, 8)
     for model in dict.fromkeys((bench.models[0], bench.larger)):
-        more = ["--atlas-memory-dir", bench.place(f"sessions-{model.name}")]
+        folder = bench.place(f"sessions-{model.name}")
+        more = ["--atlas-memory-dir", folder]
         with Server(bench.command("on", model, slots=slots, context=model.context, more=more)) as server:
 
             def visit(first: int, last: int, server: Server = server, model: Model = model) -> None:
@@ -676,10 +682,22 @@ def sessions(bench: Bench) -> Iterator[Row]:
             before = server.resident()
             visit(slots, slots + number)
             after = server.resident()
+            # one that has read so much that all of its memory is at work
+            long = bench.completion(model, bench.prompt(model, AT_WORK), 8) | bench.asks("on", "long")
+            load(server, COMPLETIONS, [long])
+            told = asyncio.run(ask(server.port, "/v1/atlas/memory?session_id=long", method="GET")).json()
+            server.stop()
+            # the largest is its own: the others have read a sentence
+            files = [path.stat().st_size for path in Path(folder).rglob("*.atlas")]
         each = max(after - before, 0) / number
         what = f"{model.title}, {number:,} idle sessions"
         yield Row("sessions", f"{what}, the process", after, MOST_IDLE, "bytes", "2 GB", 1.0)
         yield Row("sessions", f"{what}, each", each, MOST_IDLE / 1000, "bytes", "2 MB", FREE)
+        what = f"{model.title}, a session of {AT_WORK:,} tokens"
+        memory = float(told["memory"]["state_bytes"])
+        weights = Path(model.path).stat().st_size
+        yield Row("sessions", f"{what}, its memory", memory, weights, "bytes", "the model's file", FREE)
+        yield Row("sessions", f"{what}, its file", max(files), weights, "bytes", "the model's file", FREE)
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -795,8 +813,21 @@ def main() -> int:
         about |= {"others": others_share(since), "not_measured": bench.failed}
         if not options.json:
             print(f"\nOther programs had {about['others']:.0%} of the processors meanwhile")
-        code = keep(rows, about, options, "server-cpu")
+        code = keep(rows, about, options, "server-cpu", saved(options))
     return code or int(bool(bench.failed))
+
+
+def saved(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows that were saved before, of which those that are measured now are replaced.
+
+    There are none where everything is measured.
+    """
+    path = RESULTS / f"{options.save or 'server-cpu'}.json"
+    if options.save is None or not (options.only or options.on) or not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = found["rows"]
+    return [{"date": found["date"], "others": found["others"]} | row for row in rows]
 
 
 if __name__ == "__main__":

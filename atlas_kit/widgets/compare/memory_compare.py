@@ -161,6 +161,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         )
         self._build(height)
         super().__init__(self._layout())
+        self.add_class("atlas-memory-compare")
         self._open = True
         self._show()
         ending.replace(self)
@@ -302,11 +303,12 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 flex,
                 "0",
             )  # another layout would leave the first one behind
-        tabs = ipywidgets.Tab(
+        self._tabs = ipywidgets.Tab(
             [self.window, self.settings, self.entries],
             layout=ipywidgets.Layout(flex="1 1 400px", min_width="0"),
         )
-        tabs.titles = ("Window", "Settings", "Entries")
+        self._opens = True
+        self._tabs.titles = ("Window", "Settings", "Entries")
         return [
             self._heading,
             ipywidgets.HBox(self._timeline),
@@ -314,7 +316,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
             self._menu,
             _row(self.views),
             self.table,
-            _row([self.spectra, tabs]),
+            _row([self.spectra, self._tabs]),
             self.behaviour,
         ]
 
@@ -423,6 +425,7 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._show_window()
         self._show_settings()
         self._show_entries()
+        self._open_table()
 
     def _compute_spectra(self, stale: Callable[[], bool]) -> None:
         """Compute the spectra of the matrix in view."""
@@ -528,6 +531,15 @@ class MemoryCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         with self.entries.hold_sync():
             self.entries.caption = f"{len(found.changes)} of {len(found.changes) + found.same} differ"
             self.entries.rows = static.entry_rows(found, MOST_ROWS)
+        self._open_table()
+
+    def _open_table(self) -> None:
+        """Open the first table that has something in it, once, unless somebody has chosen one."""
+        full = [n for n, table in enumerate((self.window, self.settings, self.entries)) if table.rows]
+        if full and self._opens:
+            self._opens = False
+            if not self._tabs.selected_index:
+                self._tabs.selected_index = full[0]
 
     def _pair(self) -> tuple[Any, Any, str, str]:
         first, second = self._at

@@ -97,6 +97,7 @@ class ModelCompare(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self._newest = Newest(self._failed)
         self._build(text)
         super().__init__([self._heading, self._status, self._tabs])
+        self.add_class("atlas-model-compare")
         self._show_heads()
         self._newest.submit("tensors", self._compare)
         ending.replace(self)

@@ -83,9 +83,10 @@ class Controls(ipywidgets.VBox):  # type: ignore[misc]
             _fold("Save", "floppy-o", "Save or load the memory", self._files),
         ]
         reading = [self.document] if documents else []
-        sliders = [self.learning_rate, self.window, self.degree, self.blend, self.adaptive, self.muon]
-        self._rows = [_row(*self._buttons.values(), *reading, *self._folds), _row(*sliders)]
-        super().__init__([*self._rows, self._writing, self._files])
+        together = _row(self.blend, self.adaptive, self.muon)  # none of them stands alone in a line
+        sliders = [self.learning_rate, self.window, self.degree, together]
+        self._rows = [_row(*self._buttons.values(), *reading, *self._folds), _row(*sliders), together]
+        super().__init__([*self._rows[:2], self._writing, self._files])
         self.show_settings(settings)
         self.show_state("idle")
 

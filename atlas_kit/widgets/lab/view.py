@@ -65,7 +65,8 @@ class LabView(anywidget.AnyWidget):
         self._facts, self._looked_at = facts, looked_at
         #: The views that said hello; whether there was one, and none is left.
         self.views, self.gone = set[str](), False
-        self._lock = threading.RLock()
+        self._told = True  # of those who look
+        self._lock, self._telling = threading.RLock(), threading.RLock()
         self._gate = FrameGate()
         self._sent_at = self._next = 0.0
         super().__init__()
@@ -149,10 +150,9 @@ class LabView(anywidget.AnyWidget):
 
     def _came(self, who: str) -> None:
         with self._lock:
-            again, self.gone = self.gone, False
+            self.gone = False
             self.views.add(who)
-        if again:
-            self._looked_at(True)
+        self._tell()
 
     def _went(self, who: str) -> None:
         """Ask who is left: a page that was loaded again took its views with it without a word."""
@@ -176,7 +176,16 @@ class LabView(anywidget.AnyWidget):
                 return
             self.gone = True
         with contextlib.suppress(ReferenceError):  # who made this is gone, too
-            self._looked_at(False)
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell whether anybody looks, if that is news; what is told last is how it is, whichever thread comes first."""
+        with self._telling:
+            with self._lock:
+                seen = not self.gone
+                news, self._told = seen != self._told, seen
+            if news:
+                self._looked_at(seen)
 
 
 def _count(reference: weakref.ref[LabView]) -> None:

@@ -3,6 +3,8 @@
 //
 // One watcher serves all widgets of a page, whenever their sliders come, and ends with the last of them.
 
+import { tendWholes } from "../wholes.js";
+
 const UNNAMED = ".widget-slider:not([data-named])";
 const LOOK_AFTER_MS = 120;
 
@@ -13,6 +15,7 @@ let watcher = null;
 
 function nameAll() {
   timer = 0;
+  tendWholes();
   for (const slider of document.querySelectorAll(UNNAMED)) {
     const label = slider.querySelector(".widget-label"),
       readout = slider.querySelector(".widget-readout");
