@@ -182,8 +182,8 @@ def start(port="0"):
     """Start the server, on any free port; return its address once it listens."""
     global server
     log = Path(scratch.name, "server.log")
-    command = [sys.executable, "-m", "atlas_kit", "serve", "-m", model, "--port", port, "--threads", "1", "--atlas-auto",
-               "--atlas-memory-dir", str(Path(scratch.name, "memories"))]  # fmt: skip
+    command = [sys.executable, "-m", "atlas_kit", "serve", "-m", model, "--port", port, "--threads", "1",
+               "--atlas-auto", "--atlas-memory-dir", str(Path(scratch.name, "memories"))]  # fmt: skip
     with log.open("w") as file:  # of its own group: who interrupts the kernel does not mean the server
         server = subprocess.Popen(command, stderr=file, start_new_session=True)
     while "listening at " not in log.read_text():
