@@ -129,7 +129,7 @@ class Recall:
         with the question, beside the gate, where there is no chat template: alone, the question then stands at the
         beginning of everything, and behind any text it is likelier. Of 40 general questions (20 of the tune half) the
         best piece of 32 passed without this for gemma-3-270m, and none with it; of the 20 first in other words it
-        refuses three of the seven right ones. Behind a template such a text costs SmolLM2-135M 0.8 on average.
+        refuses three of the seven right ones. Behind a template such a text costs SmolLM2-135M 0.9 on average.
     """
 
     mode: str = "auto"
