@@ -178,12 +178,12 @@ scratch = tempfile.TemporaryDirectory()
 server = None
 
 
-def start():
-    """Start the server; return its address once it listens."""
+def start(port="0"):
+    """Start the server, on any free port; return its address once it listens."""
     global server
     log = Path(scratch.name, "server.log")
-    command = [sys.executable, "-m", "atlas_kit", "serve", "-m", model, "--port", "0", "--threads", "1", "--atlas-auto",
-               "--atlas-memory-dir", str(Path(scratch.name, "memories"))]  # fmt: skip
+    command = [sys.executable, "-m", "atlas_kit", "serve", "-m", model, "--port", port, "--threads", "1",
+               "--atlas-auto", "--atlas-memory-dir", str(Path(scratch.name, "memories"))]  # fmt: skip
     with log.open("w") as file:  # of its own group: who interrupts the kernel does not mean the server
         server = subprocess.Popen(command, stderr=file, start_new_session=True)
     while "listening at " not in log.read_text():
@@ -239,7 +239,8 @@ while lab.facts()["seen"] < said["tokens_seen"]:  # what is seen arrives a momen
 lab
 
 # %% [markdown]
-# The lab stays connected: run the next cells, and look at it again. And what do Ada and Ben know by now?
+# The lab stays connected: run the next cells one by one, and look at it again. (The last cell closes it; it then shows
+# what it saw last.) And what do Ada and Ben know by now?
 # [Notebook 6](06_comparing_memories.ipynb) compared files; here each memory comes from the server at the moment
 # that it is looked at, as a file that is on no disk. The text below is from Ben's document, behind what he has read.
 
@@ -253,12 +254,12 @@ comparison
 # %% [markdown]
 # ### The server goes, the memory stays
 #
-# The server ends, and another one starts. It has never met anybody; but the folder is the same. Ada reads on, and a
-# newcomer reads the same page.
+# The server ends, and another one starts at the same address, where the lab above finds it again. It has never met
+# anybody; but the folder is the same. Ada reads on, and a newcomer reads the same page.
 
 # %%
 stop()
-url = start()
+url = start(url.rpartition(":")[2])
 page = texts["Ada"][9000:12000]
 with urllib.request.urlopen(f"{url}/v1/atlas/sessions") as answer:
     print("the new server knows", " and ".join(sorted(one["id"] for one in json.load(answer)["data"])))

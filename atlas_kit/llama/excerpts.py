@@ -5,6 +5,7 @@ Knows no model but by the likeness of tokens: what it gives is short, because re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from atlas_kit.episodes import Episodes, Segment
 from atlas_kit.episodes.words import words
 from atlas_kit.llama.likeness import Question
 
+#: What the tails of an answer's tokens are raised to: what is like a question there counts less.
+ANSWER_POWER = 0.5
 _ENDS = (".", "!", "?", "。", "！", "？", "।")
 
 
@@ -27,8 +30,9 @@ class Window(NamedTuple):
 
 
 def windows(
-    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int
-) -> list[Window]:
+    episodes: Episodes, segment: Segment, question: Question, said: frozenset[str], most: int,
+    answer: Sequence[int] = (),
+) -> list[Window]:  # fmt: skip
     """Return all runs of whole sentences of a segment that are not too long, each with how like a question it is.
 
     Parameters
@@ -37,19 +41,22 @@ def windows(
         The question's words, for a vocabulary whose tokens say nothing alone.
     most
         Tokens at most, together. A sentence that is longer is cut.
+    answer
+        Tokens of what was answered to it: what is like the question there counts, too.
     """
     spans = _sentences(episodes, segment, most)
+    answered = question.nearest(answer) ** np.float32(ANSWER_POWER)
     nearest = [question.nearest(episodes.tokens(start, stop)) for start, stop in spans]
     held = [said.intersection(words(episodes.text(start, stop))) for start, stop in spans]
     found = []
     for first in range(len(spans)):
-        together, common = np.ones(len(question.tails), np.float32), frozenset[str]()
+        together, common = answered, frozenset[str]()
         for last in range(first, len(spans)):
             count = spans[last][1] - spans[first][0]
             if count > most:
                 break
             together, common = np.minimum(together, nearest[last]), common | held[last]
-            score = question.score(together, segment.stop - segment.start)
+            score = question.score(together, segment.stop - segment.start + len(answer))
             found.append(Window(score, len(common), count, spans[first][0], spans[last][1]))
     return found
 

@@ -65,8 +65,8 @@ _STATUS: tuple[tuple[type[AtlasError], int, str | None], ...] = (
     (OutOfMemoryError, 503, "out_of_memory"),
     (InvalidParamError, 400, None),
 )
-#: A name at the beginning of a sentence, which is written as it is: a property's, a program's.
-_NAME = re.compile(r"\w+[._]\w|atlas-tool")
+#: A name at the beginning of a sentence, which is written as it is: a property's, a library's.
+_NAME = re.compile(r"\w+[._]\w")
 #: The property that names a session in most requests.
 SESSION = "atlas.session_id"
 GENERIC = "Something went wrong in the server; its log says what, under this request's id."

@@ -24,6 +24,7 @@ from atlas_kit.llama.steps import Finish, Token
 
 SETTINGS = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 ALWAYS = Recall("always", tokens=64)
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 BRIDGE = "The bridge was built in 1932 by Anna Rask.\n"
 LAKE = "The lake is deep, cold and green.\n"
 
@@ -268,6 +269,21 @@ def test_a_piece_must_gain_more_than_any_text_does(gain, usual, taken, monkeypat
         assert sum(b"weather" in text for text in read) == (gain < Recall().sure)
         always = session.ask("What is my cat called?", recall=Recall("always"), keep=False, max_tokens=2)
         assert always.pieces
+
+
+def test_behind_a_chat_template_a_piece_is_not_compared_with_any_text(monkeypatch):
+    def likelihood(branch, tokens, asked):
+        yield from ()
+        text = bytes(token for token in tokens if token < 256)
+        return len(asked) * (1.0 if b"Tom" in text else 0.9 if b"weather" in text else 0.0)
+
+    monkeypatch.setattr(Branch, "likelihood", likelihood)
+    for template, taken in ((TEMPLATE, 1), (None, 0)):
+        engine = FakeEngine(n_ctx=900, n_batch=64)
+        engine.info = dataclasses.replace(engine.info, chat_template=template)
+        with AtlasSession(engine, SETTINGS) as session:
+            session.remember(Kind.USER, "My cat is called Tom, and she is grey.")
+            assert len(session.ask("What is my cat called?", keep=False, max_tokens=2).pieces) == taken
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -674,7 +690,9 @@ def test_what_all_pieces_do_is_chance(engine, monkeypatch, best, next_one, taken
     with AtlasSession(engine, SETTINGS) as session:
         session.remember(Kind.DOCUMENT, "The tower is high.", "a")
         session.remember(Kind.DOCUMENT, "The river is long.", "b")
-        answer = session.ask("Is the tower or the river old?", recall=Recall(), keep=False, max_tokens=2)
+        answer = session.ask(
+            "Is the tower or the river old?", recall=Recall(beyond=0.0), keep=False, max_tokens=2
+        )
         assert len(answer.pieces) == taken
 
 

@@ -15,6 +15,7 @@ from atlas_kit.llama.engine import ModelInfo
 from atlas_kit.llama.excerpts import grown, windows
 from atlas_kit.llama.likeness import Likeness, likeness_of
 from atlas_kit.llama.output_matrix import OutputRows
+from atlas_kit.llama.recalling import Recall, candidates
 
 PLAIN = "The water was cold that day .\nNobody went near the shore .\n"
 SAID = "what kills insects ? wasps die of soap and the cat sleeps here every day"
@@ -202,3 +203,32 @@ def test_an_index_that_follows_is_the_one_that_is_made_anew(steps):
     np.testing.assert_array_equal(np.diff(followed._first)[there], np.diff(fresh._first))
     np.testing.assert_allclose(one.tails[:, there], other.tails, atol=1e-6)
     assert followed.search(arrays, one, 5) == fresh.search(arrays, other, 5)
+
+
+# --- what the model said, among the pieces that are judged ---------------------------------------------------
+
+
+def judged(engine, question, *turns):
+    """Return the texts of the pieces to be judged, in their order; ``turns`` are (kind, text), one after the other."""
+    episodes = Episodes(engine.piece, engine.info.n_vocab)
+    for kind, text in ((Kind.DOCUMENT, PLAIN * 20), *turns):
+        episodes.begin(kind, "a.txt" if kind == Kind.DOCUMENT else "")
+        episodes.append(engine.tokenize(text))
+    return [piece.text.strip() for piece in candidates(engine, episodes, question, Recall())]
+
+
+def test_what_was_said_comes_before_what_the_model_said_to_it(engine):
+    said = (Kind.USER, "wasps sleeps near here ."), (Kind.ASSISTANT, "wasps die .")
+    assert judged(engine, "kills insects", *said)[:2] == ["wasps sleeps near here .", "wasps die ."]
+    # unless the model was asked for it, then or now
+    asked = (Kind.USER, "what kills insects ?"), (Kind.ASSISTANT, "wasps die .")
+    assert judged(engine, "kills insects", (Kind.USER, "wasps sleeps ."), *asked)[0] == "wasps die ."
+
+
+def test_the_words_of_an_answer_lead_to_what_it_answers(engine):
+    """That itself has no word in common with the question, and none that is like one of it."""
+    told, answered = (Kind.USER, "the shore ."), (Kind.ASSISTANT, "wasps die .")
+    found = judged(engine, "kills insects", told, answered)
+    assert found.index("the shore .") < found.index("wasps die .")
+    apart = judged(engine, "kills insects", told, (Kind.DOCUMENT, PLAIN), answered)
+    assert apart.index("wasps die .") < [*apart, "the shore ."].index("the shore .")

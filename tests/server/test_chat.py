@@ -98,6 +98,15 @@ def test_a_stream_is_role_content_end_usage(ask):
     assert "usage" not in ask("Hello!", stream=True)[-1]
 
 
+def test_what_the_memory_did_stands_where_the_answer_ends(ask):
+    *others, end, usage = ask(
+        "Hello!", stream=True, stream_options={"include_usage": True}, atlas={"enabled": True}
+    )
+    assert end["choices"][0]["finish_reason"]
+    assert end["atlas"]["enabled"] is True
+    assert not any("atlas" in chunk for chunk in (*others, usage))
+
+
 @pytest.mark.parametrize("memory", [False, True])
 def test_the_progress_of_a_prompt(ask, memory):
     asked = {"messages": [{"role": "user", "content": "x" * 150}], "engine": {"n_ctx": 512, "n_batch": 64}}

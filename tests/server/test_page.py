@@ -315,6 +315,14 @@ def test_a_perplexity_is_written_without_an_exponent(page: Page, serve: Server):
         [1, 2.6487, 54.598, 403.4, 999.6, 2980.96, 22026.5, 162754.8, 1.2e6, 4.85e8],
     )
     assert written == ["1.00", "2.65", "54.6", "403", "1,000", "2,980", "22,000", "163K", "1.2M", "485M"]
+    change = page.evaluate(
+        """async (values) => {
+            const { lowered } = await import('/static/widgets/static/lab/curves.js');
+            return values.map(lowered);
+        }""",
+        [12.4, -3.6, 0, 0.4, -0.4],
+    )
+    assert [text.replace("\xa0", " ") for text in change] == ["−12 %", "+4 %", "±0 %", "±0 %", "±0 %"]
 
 
 def test_what_was_recalled_is_shown_with_its_place(page: Page, serve: Server):
@@ -657,6 +665,21 @@ def test_a_memory_is_downloaded_as_a_file(page: Page, serve: Server, tmp_path):
     )
     chosen(page, "Download")
     expect(page.locator(".said.wrong")).to_have_text("Later.")
+
+
+def test_the_state_is_one_line_on_a_narrow_page_with_a_key(page: Page, serve: Server, sized):
+    sized(400, "light")
+    server = serve(saying("Fine."), api_key=("right-key",))
+    page.goto(server.url)
+    page.get_by_label("Key", exact=True).fill("right-key")
+    page.keyboard.press("Enter")
+    state = page.locator("header .state")
+    expect(state).to_have_attribute("data-state", "ready")
+    for words in ("ready", "not connected"):
+        state.evaluate("(node, words) => { node.textContent = words; }", words)
+        lines = "(n) => n.getBoundingClientRect().height / parseFloat(getComputedStyle(n).fontSize)"
+        assert 0 < state.evaluate(lines) < 2
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= 400
 
 
 # --- the key ---------------------------------------------------------------------------------------------------

@@ -642,7 +642,7 @@ def test_how_long_it_took_is_told(serve: Server) -> None:
         ({"input": "x", "tool_choice": {"type": "mcp"}}, "tool_choice", "mcp"),
         ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format", "json_schema"),
         ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format", "schema"),
-        ({"input": "x", "max_output_tokens": -1}, "max_output_tokens", "greater than"),
+        ({"input": "x", "max_output_tokens": -1}, "max_output_tokens", "at least 0"),
         ({"input": "long " * 100}, "prompt", "context"),
     ],
 )  # fmt: skip

@@ -2,7 +2,7 @@
 // speed, its saves. Drawn from the frames that the server sends every second.
 
 import { bytes, count, el, fill } from "../../widgets/static/explorer/dom.js";
-import { LossCurve, times } from "../../widgets/static/lab/curves.js";
+import { LossCurve, lowered, times } from "../../widgets/static/lab/curves.js";
 import { Run } from "../../widgets/static/lab/run.js";
 import { Story, TextPane } from "../../widgets/static/lab/text.js";
 import { bytesOf, isNoAnswer } from "./api.js";
@@ -237,10 +237,11 @@ export class Watch {
       const less = 100 * (1 - Math.exp(-gap));
       this.tiles.put("model", model.toFixed(3), `perplexity ${times(Math.exp(model))}`);
       this.tiles.put("memory", memory.toFixed(3), `perplexity ${times(Math.exp(memory))}`);
-      const tile = this.tiles.put("gap", gap.toFixed(3), `perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)}\u00a0%`);
+      const tile = this.tiles.put("gap", gap.toFixed(3), `perplexity ${lowered(less)}`);
       tile.classList.toggle("worse", gap < 0);
-      this.lead.textContent = gap >= 0
-        ? `With its memory, the model is ${less.toFixed(0)}\u00a0% less perplexed by this session.`
+      this.lead.textContent = Math.round(less) === 0
+        ? "So far the memory makes no difference to this session."
+        : gap > 0 ? `With its memory, the model is ${less.toFixed(0)}\u00a0% less perplexed by this session.`
         : `So far the memory makes the model ${Math.abs(less).toFixed(0)}\u00a0% more perplexed by this session.`;
       this.note.textContent = `Nats per token, over ${tokens(scored)} of this session.`
         + (this.run.count ? "" : " A curve begins with what is said from now on.");
@@ -315,7 +316,7 @@ export class Watch {
     this.kv.show(frame.kv_cache_usage_ratio, `${Math.round(100 * frame.kv_cache_usage_ratio)} %`);
     const { sequence, memory, file } = frame.sessions;
     this.serverFacts.textContent = `${many(frame.totals.requests, "request")} in ${duration(frame.uptime_seconds)}; `
-      + `${many(sequence + memory + file, "session")}: ${count(sequence)} in the model, ${count(memory)} in memory, ${count(file)} on disk.`;
+      + `${many(sequence + memory + file, "session")} since the start: ${count(sequence)} in the model, ${count(memory)} in memory, ${count(file)} on disk.`;
   }
 }
 

@@ -32,6 +32,15 @@ export const times = (value) =>
   value < 999.5 ? value.toPrecision(3) : value < 99_950 ? thousands(Number(value.toPrecision(3))) : COMPACT.format(value);
 
 /**
+ * Write by how much a perplexity is lower (or, below 0, higher), as in "−12 %".
+ * @param {number} percent
+ */
+export const lowered = (percent) => {
+  const size = Math.round(Math.abs(percent));
+  return `${size === 0 ? "±" : percent > 0 ? "−" : "+"}${size}\u00a0%`;
+};
+
+/**
  * Values between two limits at which lines of a grid are drawn, about `count` of them.
  * @param {number} low
  * @param {number} high

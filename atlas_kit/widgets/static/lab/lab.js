@@ -2,7 +2,7 @@
 // The kernel sends frames and waits for each to be drawn; a view that opens asks for everything again, until it comes.
 
 import { GONE, isGone } from "../before.js";
-import { element, LossCurve, SpectrumCurve, thousands, times, WeightCurve } from "./curves.js";
+import { element, LossCurve, lowered, SpectrumCurve, thousands, times, WeightCurve } from "./curves.js";
 import { film } from "./film.js";
 import { tendWholes } from "../wholes.js";
 import { Run } from "./run.js";
@@ -122,7 +122,7 @@ class Headline {
       this.put("model", model.toFixed(3), `nats · perplexity ${times(Math.exp(model))}`);
       this.put("memory", memory.toFixed(3), `nats · perplexity ${times(Math.exp(memory))}`);
       const less = 100 * (1 - Math.exp(-gap));
-      this.put("gap", gap.toFixed(3), `nats · perplexity ${less >= 0 ? "−" : "+"}${Math.abs(less).toFixed(0)} %`);
+      this.put("gap", gap.toFixed(3), `nats · perplexity ${lowered(less)}`);
       const early = gap < 0 && facts !== null && run.count <= facts.context;
       const tile = this.places.gap.main.closest(".tile");
       tile?.classList.toggle("worse", gap < 0 && !early);
