@@ -231,4 +231,4 @@ def test_the_words_of_an_answer_lead_to_what_it_answers(engine):
     found = judged(engine, "kills insects", told, answered)
     assert found.index("the shore .") < found.index("wasps die .")
     apart = judged(engine, "kills insects", told, (Kind.DOCUMENT, PLAIN), answered)
-    assert apart.index("wasps die .") < (apart + ["the shore ."]).index("the shore .")
+    assert apart.index("wasps die .") < [*apart, "the shore ."].index("the shore .")
