@@ -6,13 +6,15 @@ that a failure ends.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
 import socket
 import time
+import weakref
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 #: Seconds after which a test has failed, however busy the machine is.
@@ -36,6 +38,11 @@ def until(condition: Callable[[], T], seconds: float = LONG) -> T:
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.02)
     return found
+
+
+def until_gone(*references: weakref.ref[Any]) -> None:
+    """Wait until nothing holds what these refer to: a thread that ends holds its last frame a moment longer."""
+    until(lambda: gc.collect() >= 0 and all(reference() is None for reference in references))
 
 
 def free_port() -> int:

@@ -20,6 +20,7 @@ from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import lifecycle
 from atlas_kit.storage import pace
 from server.conftest import Server, fake_engine, make_service
+from tests.waiting import until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -253,10 +254,9 @@ def test_only_what_has_changed_is_saved_now_and_then(serve: Server, path: Path) 
     path.parent.mkdir()
     server = serve(atlas_memory_file=str(path), atlas_auto_save_interval=1)
     ask(server)
-    for _ in range(600):
-        if report(server)["saves"]:  # the file is there a moment before
-            break
-        asyncio.run(asyncio.sleep(0.05))
+    # a save may have begun in the middle of what was read; the file is there a moment before the report says so
+    until(lambda: report(server)["saves"] and len(read_session_state(path).tokens) == 2 * len(TEXT) + 2)
+    asyncio.run(asyncio.sleep(1))
     saves = report(server)["saves"]
     assert saves >= 1
     asyncio.run(asyncio.sleep(2.5))
@@ -279,12 +279,7 @@ def test_a_save_that_takes_its_time_hurries_when_somebody_waits(
     path.parent.mkdir()
     server = serve(atlas_memory_file=str(path), atlas_auto_save_interval=1)
     ask(server)
-    for _ in range(600):
-        if any(name.endswith(".tmp") for name in os.listdir(path.parent)):
-            break
-        asyncio.run(asyncio.sleep(0.05))
-    else:
-        raise AssertionError("no save began")
+    until(lambda: any(name.endswith(".tmp") for name in os.listdir(path.parent)))
     assert report(server)["saves"] == 0
     if ends == "a save":
         server.post("/v1/atlas/memory/save")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import gc
 import threading
 import weakref
 
@@ -19,6 +18,7 @@ from atlas_kit.widgets import MemoryCompare
 from atlas_kit.widgets.compare import behaviour_pane
 from atlas_kit.widgets.newest import Newest
 from tests.conftest import SAMPLES
+from tests.waiting import until_gone
 
 SMALL = AtlasSettings(features="polynomial", window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
 WHITENED = AtlasSettings(window_size=64, memory_dim=16, chunk_size=4)
@@ -503,5 +503,4 @@ def test_a_thread_that_is_done_keeps_nothing_alive():
     newest.submit("a", lambda _, owner=owner: None)
     assert newest.wait(60)
     del owner
-    gc.collect()
-    assert gone() is None
+    until_gone(gone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import threading
 import weakref
@@ -12,7 +11,7 @@ import pytest
 from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.widgets import live
 from atlas_kit.widgets.live import Runner, Turns
-from tests.waiting import LONG
+from tests.waiting import LONG, until_gone
 
 
 class Steps:
@@ -241,9 +240,8 @@ def test_a_dropped_runner_ends_its_thread():
     del runner
     steps.go.set()
     thread.join(LONG)
-    gc.collect()
     assert not thread.is_alive()
-    assert gone() is None
+    until_gone(gone)
 
 
 def test_no_step_is_done_while_somebody_holds_the_lock(steps, runner):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import gc
 import io
 import threading
 import weakref
@@ -14,6 +13,7 @@ from matplotlib.image import imread
 
 from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.widgets import MatrixView, colour, frame_gate
+from tests.waiting import until_gone
 from tests.widgets.conftest import receive, wired
 from tests.widgets.test_sources import Sampled
 
@@ -378,8 +378,7 @@ def test_a_closed_view_is_let_go():
     gone = weakref.ref(views[0])
     views[0].close()
     del views[0]
-    gc.collect()
-    assert gone() is None
+    until_gone(gone)
 
 
 # --- pictures that stay --------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from atlas_kit.llama import AtlasSession, FakeEngine
 from atlas_kit.widgets import MemoryLab, ending
 from atlas_kit.widgets.lab import shared_model
 from atlas_kit.widgets.lab.view import LabView
-from tests.waiting import LONG, until
+from tests.waiting import LONG, until, until_gone
 from tests.widgets.conftest import receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
@@ -89,8 +89,7 @@ def test_what_is_displaced_unseen_is_gone_with_all_it_had(opened, model):
     seen, memory = weakref.ref(first), weakref.ref(first.session.memory)
     del first
     second = MemoryLab(model, TEXT, memory=True)
-    gc.collect()
-    assert seen() is memory() is None
+    until_gone(seen, memory)
     second.close()
 
 
