@@ -17,6 +17,7 @@ from playwright.sync_api import Page, expect
 
 from tests.conftest import SAMPLES, tool_environment
 from tests.jupyter.labdriver import Lab, free_port, kernel_json, open_notebook, run_all, wait_for_kernel
+from tests.waiting import LONG
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -38,7 +39,7 @@ def shows(page: Page, least: int) -> None:
     page.wait_for_function(
         "(least) => Number(document.querySelector('.atlas-lab')?.dataset.shown) > least",
         arg=least,
-        timeout=60_000,
+        timeout=1000 * LONG,
     )
 
 
@@ -52,7 +53,7 @@ def test_a_kernel_that_is_killed_while_a_lab_learns(
     shows(page, 300)
     os.kill(kernel_json(page, "os.getpid()", code="import os"), signal.SIGKILL)
     page.locator(".jp-Dialog", has_text="appears to have died").get_by_role("button", name="Ok").click()
-    expect(lab.locator(".away")).to_contain_text("run the cell again", timeout=30_000)
+    expect(lab.locator(".away")).to_contain_text("run the cell again")
     expect(page.locator(".atlas-gone")).to_have_count(2)  # those beside it; the lab says it in its own line
     seen = int(lab.locator(".atlas-lab").get_attribute("data-shown") or 0)
     assert seen > 300  # what was seen last stays
@@ -91,7 +92,7 @@ class Served:
             self.process = subprocess.Popen(
                 [*command, "-t", "1", "-c", "1024", "--atlas"], env=tool_environment(), stdout=log, stderr=log
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + LONG
         while not self.answers():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < end, self.log.read_text()
