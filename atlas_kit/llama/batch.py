@@ -90,12 +90,20 @@ class Job:
         The stop string that ended it.
     value
         What the work returned.
+    learns_last
+        Whether a step of the memory that is due behind the work is taken before the job is done; else it waits for
+        what comes next, which for a session that nobody goes on with is nothing.
     """
 
     def __init__(
-        self, session: AtlasSession, work: AnyWork, release: Callable[[], None] | None = None
+        self,
+        session: AtlasSession,
+        work: AnyWork,
+        release: Callable[[], None] | None = None,
+        *,
+        learns_last: bool = True,
     ) -> None:
-        self.session, self.work = session, work
+        self.session, self.work, self.learns_last = session, work, learns_last
         self.tokens: list[Token] = []
         self.done = False
         self.error: BaseException | None = None
@@ -215,7 +223,7 @@ class Job:
                     self._told = item.token  # nobody need wait for the decode that only the next one needs
                     found.append(item.token)
         except StopIteration as stopped:
-            if self.session.due:  # in turn: whoever is done next has one, too
+            if self.session.due and self.learns_last:  # in turn: whoever is done next has one, too
                 self.ending = (stopped.value,)
             else:
                 ended = ("done", stopped.value, None)

@@ -48,8 +48,8 @@ class SessionPool:
         """Let a session read a text."""
         return self.submit(session, session.reading(session.tokens_of(text, special), score=False))
 
-    def submit(self, session: AtlasSession, work: AnyWork) -> Job:
-        """Add work in steps.
+    def submit(self, session: AtlasSession, work: AnyWork, *, learns_last: bool = True) -> Job:
+        """Add work in steps; ``learns_last`` is as of ``Job``.
 
         Raises
         ------
@@ -60,7 +60,7 @@ class SessionPool:
         """
         if any(job.session is session for job in self._batches.jobs):
             raise BusyError("the session has work already", key="session", hint="Wait until it is done.")
-        job = Job(session, work)
+        job = Job(session, work, learns_last=learns_last)
         self._batches.add(job)
         return job
 

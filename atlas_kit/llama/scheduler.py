@@ -114,15 +114,15 @@ class Scheduler:
 
         return self._submit(session, reading())
 
-    def submit(self, session: AtlasSession, work: AnyWork) -> Job:
-        """Add work in steps, such as ``session.reading(...)``.
+    def submit(self, session: AtlasSession, work: AnyWork, *, learns_last: bool = True) -> Job:
+        """Add work in steps, such as ``session.reading(...)``; ``learns_last`` is as of ``Job``.
 
         Raises
         ------
         BusyError, ClosedError, InvalidParamError
             As of ``generate``; or the session belongs to another engine.
         """
-        return self._submit(session, work)
+        return self._submit(session, work, learns_last=learns_last)
 
     def call(
         self,
@@ -225,6 +225,7 @@ class Scheduler:
         alone: bool = True,
         then: Callable[[Any], Any] | None = None,
         sampler: Sampler | None = None,
+        learns_last: bool = True,
     ) -> Job:
         require_work(self.engine, session, work)
 
@@ -236,7 +237,7 @@ class Scheduler:
             if sampler is not None and not job.started:  # else the work closes it, on its own thread
                 sampler.close()
 
-        job = Job(session, work, release)
+        job = Job(session, work, release, learns_last=learns_last)
         if then is not None:
             job.afterwards = lambda job: self._write(job, then)
         with self._lock:

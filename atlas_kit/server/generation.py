@@ -351,7 +351,10 @@ class Generating:
             self._ahead = max(0, unread[-1].stop - found.wanted), lambda: keeping.read(unread[-1].stop)
         work = self._work(session, list(conversation.history), known, fresh)
         try:
-            self._job = Watched(scheduler.submit(session, work), scheduler, self._news)
+            # a memory without a name is mostly let go behind its only answer, which need not wait for a step of it
+            lasts = conversation.key == SHARED or conversation.key.name is not None
+            job = scheduler.submit(session, work, learns_last=lasts)
+            self._job = Watched(job, scheduler, self._news)
             await finished(self._job.over())
             self._pull()
             outcome.prompt = self._scored()

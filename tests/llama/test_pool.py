@@ -324,6 +324,23 @@ def test_a_memorys_last_step_is_taken_before_its_job_is_done(how, processors, th
         assert all(not session.due and session.owes == 1 for session in sessions)
 
 
+def test_a_last_step_may_wait_for_what_comes_next():
+    """Nothing is lost: whoever goes on, or looks at the memory, takes it first."""
+    learned = []
+    for learns_last in (True, False):
+        session = AtlasSession(FakeEngine(n_ctx=64), SMALL)
+        pool, due = SessionPool(session.engine), 0
+        for turn in range(12):  # of which some end with a full step
+            work = session.generating("b", max_tokens=8 + turn % 3, sampling=GREEDY, leaves_last=True)
+            job = pool.submit(session, work, learns_last=learns_last)
+            pool.run()
+            assert job.finish_reason == "length"
+            due += session.due
+        assert (due > 0) == (not learns_last)
+        learned.append(arrays(session))
+    assert_same(*learned)
+
+
 @pytest.mark.parametrize("memory", [None, SMALL], ids=["plain", "memory"])
 def test_texts_that_come_together_are_read_together(memory):
     """As many tokens as the engine takes; but where most generate, few enough that they do not wait long."""
