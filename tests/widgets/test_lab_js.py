@@ -238,13 +238,16 @@ def test_only_the_newest_tokens_are_in_the_page(stage: Stage, lab):
 def test_a_page_that_is_not_heard_gets_no_second_frame(stage: Stage, lab, monkeypatch):
     monkeypatch.setattr("atlas_kit.widgets.frame_gate.PATIENCE", 1e9)
     stage.show(lab.view)
-    lab.step()  # the text is cut now: whether that alone is worth a frame is a question of the moment
+    lab.step()
     stage.deliver()
     stage.silent = True
-    for _ in range(2):
-        lab.step()
-        stage.deliver()
-        assert tokens(stage).count() == 32
+    lab.step()
+    stage.deliver()
+    shown = tokens(stage).count()  # one frame; whether it left in the middle of the step is a question of the moment
+    assert 16 < shown <= 32
+    lab.step()
+    stage.deliver()
+    assert tokens(stage).count() == shown
     stage.wake()
     assert tokens(stage).count() == 48
 
