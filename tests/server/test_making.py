@@ -13,6 +13,7 @@ from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.making import AT_ONCE, FEW, takes_long
 from server.conftest import Insider
 from server.scripted import ScriptedEngine
+from tests.waiting import LONG
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -48,7 +49,7 @@ class Slow(ScriptedEngine):
             self.inside += 1
             self.most = max(self.most, self.inside)
         self.began.set()
-        assert self.go.wait(60)
+        assert self.go.wait(LONG)
         with self._lock:
             self.inside -= 1
             self.made += 1

@@ -271,7 +271,7 @@ def say(lab, kind, view):
 
 def test_it_rests_when_its_last_view_is_gone_and_goes_on_when_one_is_there(running):
     say(running, "bye", "a")
-    until(lambda: running.view.gone)
+    until(lambda: not running.runner.wanted)
     running.session.engine.go.release(50)
     until(lambda: running.state == "paused")
     count = len(running.history.tokens)
@@ -342,5 +342,6 @@ def test_what_the_reader_paused_stays_so(running):
     running.session.engine.go.release(10_000)
     until(lambda: running.view.gone)
     running.stop()
+    assert running.wait(LONG)
     say(running, "hello", "b")
     assert running.state in ("idle", "paused")
