@@ -439,6 +439,22 @@ def test_a_second_lab_takes_over_and_both_say_so(gated, make):
         assert second.state == "done"
 
 
+def test_one_that_made_room_stays_so_whenever_its_step_ends(gated, make, monkeypatch):
+    for place in ("live", "lab.memory_lab"):
+        monkeypatch.setattr(f"atlas_kit.widgets.{place}.STOP_SECONDS", 0.01)
+    engine, tell, made_room = gated.session.engine, gated.runner._on_state, threading.Event()
+    gated.start()
+    assert engine.inside.wait(LONG)
+    gated.runner._on_state = lambda: (made_room.wait(LONG), tell())
+    once(lambda: gated.runner.closed, engine.go.set)
+    with AtlasSession(engine) as session:
+        make(session)
+        made_room.set()
+        assert gated.wait(LONG)
+        assert all(button.disabled for button in gated.controls._buttons.values())
+        assert "Another MemoryLab" in gated.view.status
+
+
 def test_the_same_session_can_be_shown_again(make):
     with AtlasSession(FakeEngine()) as session:
         first = make(session)

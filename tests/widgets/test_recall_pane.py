@@ -338,6 +338,19 @@ def test_a_pane_by_itself_says_what_is_written_while_it_is():
     assert pane.answer["text"] == "Green."
 
 
+def test_an_answer_to_another_memory_is_not_shown():
+    """The memory that was asked has made room since the last step of its answer."""
+
+    def ask(*_):
+        pane.clear()
+        return recollection([piece("a", 2.0)], [], gain=2.0)
+
+    pane = RecallPane(ask)
+    pane.put(QUESTION)
+    assert pane.wait(LONG)
+    assert (pane.last, pane.answer, pane.busy, pane.stored) == (None, {}, False, 0)
+
+
 @pytest.mark.model
 def test_the_sample_model_is_asked():
     lab = MemoryLab(SAMPLES / "models" / "tiny-python.gguf", Path(SAMPLES / "documents" / "statistics.py"))

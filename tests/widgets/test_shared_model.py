@@ -337,6 +337,18 @@ def test_a_run_that_a_cell_waits_for_goes_on_unseen(monkeypatch):
     lab.close()
 
 
+def test_what_the_reader_stopped_in_a_long_step_stays_so(running, monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.live.STOP_SECONDS", 0.01)
+    running.stop()
+    assert running.state == "running"  # in its last step
+    say(running, "bye", "a")
+    until(lambda: running.view.gone and not running.view._told)
+    say(running, "hello", "b")
+    running.session.engine.go.release(10_000)
+    assert running.wait(LONG)
+    assert running.state == "idle"
+
+
 def test_what_the_reader_paused_stays_so(running):
     say(running, "bye", "a")
     running.session.engine.go.release(10_000)
