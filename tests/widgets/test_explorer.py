@@ -143,7 +143,7 @@ class TestFollowingTheFile:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(watching, "EVERY_SECONDS", 0.01)
-        watching.end(10)
+        watching.end(LONG)
         seen = threading.Event()
 
         class Watcher:
