@@ -130,6 +130,7 @@ def test_few_are_made_at_once_and_no_more_than_may_wait(inside: Insider) -> None
             ]
             await until(lambda: sum(one.done() for one in asked) == 12 - AT_ONCE - 2)
             assert {one.result().status_code for one in asked if one.done()} == {429}
+            await until(lambda: engine.inside == AT_ONCE)
             engine.go.set()
             left = [(await one).status_code for one in asked]
             assert left.count(200) == AT_ONCE + 2
