@@ -153,8 +153,9 @@ class Load:
         while not self._over:
             turn += 1
             atlas = {} if number % 2 else {"session_id": f"client {number}"}
+            # a few texts: a server keeps so many of each memory, and others are to be there afterwards
             body = {
-                "prompt": f"{number}:{turn} {TEXT}", "max_tokens": self._count, "atlas": atlas,
+                "prompt": f"{number}:{turn % 8} {TEXT}", "max_tokens": self._count, "temperature": 0, "atlas": atlas,
                 "stream": number % 3 == 0,
             }  # fmt: skip
             try:
