@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser_fixtures import PATIENCE
 from playwright.sync_api import Browser, Page, expect
 
 from tests.jupyter.labdriver import Lab, kernel_json, notebook_json, open_notebook, run_all
@@ -40,7 +41,7 @@ class Kind:
 
 def all_found(page: Page) -> None:
     """Return when nothing is being computed any more."""
-    assert kernel_json(page, "[compare.wait(60), models._newest.wait(60)]") == [True, True]
+    assert kernel_json(page, "[compare.wait(120), models._newest.wait(120)]") == [True, True]
 
 
 KINDS = {
@@ -94,7 +95,7 @@ def saved(lab_server: Lab, browser: Browser, tmp_path_factory: pytest.TempPathFa
         notebook_json(BEGIN, *(kind.cell for kind in KINDS.values())), "utf-8"
     )
     context = browser.new_context(accept_downloads=True, viewport={"width": 1280, "height": 1000})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
@@ -106,7 +107,7 @@ def saved(lab_server: Lab, browser: Browser, tmp_path_factory: pytest.TempPathFa
             with page.expect_download() as coming:
                 bar.get_by_role("button", name=form, exact=True).click()
             assert coming.value.suggested_filename == f"{widget}.{form.lower()}"
-            expect(bar.get_by_role("status")).to_have_text(f"Saved {widget}.{form.lower()}", timeout=60_000)
+            expect(bar.get_by_role("status")).to_have_text(f"Saved {widget}.{form.lower()}")
             path = folder / coming.value.suggested_filename
             coming.value.save_as(path)
             files[widget, form] = path.read_bytes()

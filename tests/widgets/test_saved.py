@@ -22,6 +22,7 @@ from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import saved
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.saved import Curve, Panel
+from tests.waiting import LONG
 
 
 class Said(Shown, ipywidgets.VBox):
@@ -229,9 +230,9 @@ def test_every_widget_has_a_table():
     lab = widgets.MemoryLab(FakeEngine(), "to be or not to be, " * 20)
     lab.run()
     compare = widgets.MemoryCompare(samples / "atlas/learned.atlas", samples / "atlas/learned-more.atlas")
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     models = widgets.ModelCompare(samples / "gguf/tiny.gguf", samples / "gguf/micro.gguf")
-    assert models.wait(60)
+    assert models.wait(LONG)
     explorer = widgets.FileExplorer(samples / "gguf/tiny.gguf")
     explorer._answer(
         None, {"op": "rows", "table": "tensors", "sort": "name", "descending": True, "filter": "ffn"}, None

@@ -47,7 +47,7 @@ from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
 from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.shared_model import Loan
 from atlas_kit.widgets.lab.view import LabView
-from atlas_kit.widgets.live import Runner, Turns, sentence
+from atlas_kit.widgets.live import STOP_SECONDS, Runner, Turns, sentence
 from atlas_kit.widgets.remote import is_address
 
 if TYPE_CHECKING:
@@ -537,6 +537,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         with self.lock:  # its step is over
             if for_good and self._owns:
                 self._put_away()
+        self.runner.wait(STOP_SECONDS)  # and what its thread says of that
         if for_good and self._is_gone():
             self.close()
             return
@@ -557,7 +558,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 self.close()
         elif seen and self._unseen:
             self.start()
-        elif not seen and self.state == "running" and not self._waited_for:
+        elif not seen and self.runner.wanted and not self._waited_for:
             self._unseen = True
             self.runner.pause()
 
@@ -673,14 +674,17 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         """Say what the run does now; when it rests, show all of it."""
         state, error = self.runner.state, self.runner.error
         self.view.state = state
-        self.controls.show_state(state)
+        closed = self.runner.closed  # then there is nothing to press, and somebody else says why
+        if not closed:
+            self.controls.show_state(state)
         if state == "running":
             self._rates.clear()
             self._tell(self._busy)
             return
         if self._past is None:
             self._snapshots.keep(self.session)
-        self._tell(_SAID.get(state, ""), error=error)
+        if not closed:
+            self._tell(_SAID.get(state, ""), error=error)
         self.view.show()
         self.recalled.stored = self._stored()
         self.matrices.show()
