@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import html
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ipywidgets
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from atlas_kit import widgets
@@ -95,6 +97,23 @@ def test_a_matrix_says_the_values_under_the_pointer(shape: tuple[int, int]):
     last = drawn.rpartition("<title>")[2]
     assert f"{rows - 1:,}, column" in last
     assert f"{columns - 1:,}: " in last
+
+
+@pytest.mark.parametrize("around", [None, 'data-jp-theme-light="false"', 'data-md-color-scheme="slate"'])
+def test_a_matrix_is_dark_on_a_dark_page_and_light_on_a_light_one(browser: Browser, around: str | None):
+    """Zero is near the page's own colour, alone in a file as well as on a page of JupyterLab or of the documents."""
+    matrix = saved.page("A", [Panel("One", saved.matrix(np.zeros((4, 4)), "W", 1.0))])
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme)  # type: ignore[arg-type]
+        page = context.new_page()
+        if around is None:
+            page.set_content(saved.document(matrix, "a matrix"))
+        else:
+            page.set_content(f"<body {around if scheme == 'dark' else ''}>{matrix}</body>")
+        with Image.open(io.BytesIO(page.locator(".ak svg").screenshot())) as picture:
+            shade = picture.convert("L").getpixel((40, 40))
+        assert (shade > 230) if scheme == "light" else (shade < 25), scheme
+        context.close()
 
 
 def test_tabs_are_chosen_by_pointer_and_keys_without_scripts(browser: Browser):
