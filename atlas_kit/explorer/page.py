@@ -50,6 +50,7 @@ class Curve:
 
 # --- the page -----------------------------------------------------------------------------------------------
 
+#: ``--ak-night`` makes of a matrix's light colours what ``widgets/colour.py`` has for a dark page, nearly.
 _STYLE = """
 .ak{color:var(--jp-ui-font-color1,light-dark(#222,#e4e6ea));background:none;
 font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);padding:8px 10px;max-width:100%;box-sizing:border-box}
@@ -69,7 +70,8 @@ font-family:var(--jp-code-font-family,ui-monospace,monospace);background:none;co
 .ak .ak-at>:not(rect){opacity:0;pointer-events:none}.ak .ak-at:hover>*{opacity:1}.ak .ak-cells rect{fill:transparent;
 width:var(--w);height:var(--h)}.ak .ak-cells rect:hover{stroke:currentColor}.ak img{max-width:100%}
 [data-jp-theme-light="false"] .ak image,[data-md-color-scheme="slate"] .ak image{filter:var(--ak-night)}
-.ak{--ak-night:invert(1) hue-rotate(180deg)}
+.ak{--ak-night:invert(1) hue-rotate(202deg) saturate(2.5) contrast(.925) brightness(1.2) hue-rotate(-12deg)
+saturate(.65)}
 @supports selector(:has(*)){.ak .ak-panel{display:none}}
 """
 #: A panel is seen while the radio button of its number is chosen; browsers without ``:has`` show all of them.
