@@ -69,7 +69,7 @@ font-family:var(--jp-code-font-family,ui-monospace,monospace);background:none;co
 .ak svg{max-width:100%;height:auto;display:block}.ak svg text{fill:currentColor;font-size:12px}
 .ak .ak-at>:not(rect){opacity:0;pointer-events:none}.ak .ak-at:hover>*{opacity:1}.ak .ak-cells rect{fill:transparent;
 width:var(--w);height:var(--h)}.ak .ak-cells rect:hover{stroke:currentColor}.ak img{max-width:100%}
-[data-jp-theme-light="false"] .ak image,[data-md-color-scheme="slate"] .ak image{filter:var(--ak-night)}
+[data-jp-theme-light="false"] .ak .ak-shades,[data-md-color-scheme="slate"] .ak .ak-shades{filter:var(--ak-night)}
 .ak{--ak-night:invert(1) hue-rotate(202deg) saturate(2.5) contrast(.925) brightness(1.2) hue-rotate(-12deg)
 saturate(.65)}
 @supports selector(:has(*)){.ak .ak-panel{display:none}}
@@ -124,7 +124,7 @@ def document(body: str, title: str) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         "<style>:root{color-scheme:light dark}body{margin:12px;background:light-dark(#fff,#16181d)}"
-        "@media (prefers-color-scheme:dark){.ak image{filter:var(--ak-night)}}</style></head>"
+        "@media (prefers-color-scheme:dark){.ak .ak-shades{filter:var(--ak-night)}}</style></head>"
         f"<body>{body}</body></html>"
     )
 

@@ -99,11 +99,16 @@ def test_a_matrix_says_the_values_under_the_pointer(shape: tuple[int, int]):
     assert f"{columns - 1:,}: " in last
 
 
+@pytest.mark.parametrize("view", [False, True])
 @pytest.mark.parametrize("around", [None, 'data-jp-theme-light="false"', 'data-md-color-scheme="slate"'])
-def test_a_matrix_is_dark_on_a_dark_page_and_light_on_a_light_one(browser: Browser, around: str | None):
+def test_a_matrix_is_dark_on_a_dark_page_and_light_on_a_light_one(
+    browser: Browser, around: str | None, view: bool
+):
     """Alone in a file and on a page of JupyterLab or of the documents, its colours are nearly the live view's."""
     values = np.array([[-0.5, 0, 0.5]])
     matrix = saved.page("A", [Panel("One", saved.matrix(values, "W", 1.0))])
+    if view:
+        matrix = widgets.MatrixView(values, vmax=1.0).html()
     for scheme in ("light", "dark"):
         context = browser.new_context(color_scheme=scheme)  # type: ignore[arg-type]
         page = context.new_page()
@@ -111,7 +116,7 @@ def test_a_matrix_is_dark_on_a_dark_page_and_light_on_a_light_one(browser: Brows
             page.set_content(saved.document(matrix, "a matrix"))
         else:
             page.set_content(f"<body {around if scheme == 'dark' else ''}>{matrix}</body>")
-        with Image.open(io.BytesIO(page.locator(".ak svg").screenshot())) as picture:
+        with Image.open(io.BytesIO(page.locator(".ak-shades").screenshot())) as picture:
             pixels = np.asarray(picture.convert("RGB"), np.int64)
         shown = pixels[pixels.shape[0] // 2, [int(pixels.shape[1] * at) for at in (0.2, 0.5, 0.8)]]
         wanted = colour.palette(dark=scheme == "dark")[colour.indices(values, 1.0)[0]]
