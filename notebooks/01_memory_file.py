@@ -155,7 +155,7 @@ for finding in validate_file(damaged).findings:
     print(f"{finding.severity} at byte {finding.offset}, {finding.key}: {finding.message}")
 
 with MemoryFile.open(damaged) as memory:
-    print("\nThe other entry is fine:", memory["user_prefs"].json())
+    print("\nThe other entry is fine:", memory["user_prefs"].text)
     try:
         memory["chat_history"].text
     except AtlasError as error:
@@ -174,11 +174,11 @@ result = repair_file(damaged, scratch / "repaired.atlas")
 print(f"{result.saved} saved, {result.lost} damaged\n")
 with MemoryFile.open(scratch / "repaired.atlas") as memory:
     for key, entry in memory.items():
-        print(f"{key:<26}{entry.text!r}")
+        print(f"{key:<26}{' / '.join(entry.text.splitlines())}")
 assert validate_file(scratch / "repaired.atlas").ok
 
 # %% [markdown]
-# `assistant` has become small. Who knows English can put that right; a checksum cannot.
+# `assistant` has become small. Anyone who knows English can put that right; a checksum cannot.
 #
 # ## What is guarded, and what is not?
 #
@@ -244,10 +244,8 @@ with folded():
     unguarded = {place for place, row in enumerate(found) if row[0]}
     for region in inspect_file(scratch / "new.atlas", Wanted(map=True)).regions:
         if inside := unguarded & set(range(region.offset, region.offset + region.size)):
-            values = {new[place] for place in inside}
-            print(
-                f"unguarded: {len(inside)} bytes of {region.kind} at byte {region.offset}, which hold {values}"
-            )
+            held = " ".join(f"{new[place]:02x}" for place in sorted(inside))
+            print(f"unguarded: the {region.kind} at byte {region.offset}, which holds {held}")
 
     # Padding, zeros that nobody reads: they move the next record to a multiple of 8. In version 2 each record has
     # a checksum over its whole head, so the type, the time and the key are as safe as the payload.
@@ -264,4 +262,4 @@ with folded():
 # | `atlas_kit/formats/atlas/rescue.py` | how `repair` finds entries when lengths and counts cannot be trusted |
 #
 # Next: [What is in a GGUF?](02_gguf.ipynb) And if you liked breaking things: [Who broke the
-# memory?](08_broken_memory.ipynb).
+# memory?](08_broken_memory.ipynb)

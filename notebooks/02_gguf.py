@@ -52,7 +52,7 @@ with GGUFFile.open(micro) as model:
 # ## A picture: where do the megabytes go?
 #
 # Above the small model, below the one that we will use from now on. Each strip is a whole file with a scale of its
-# own, so that a finger's width is some hundred bytes above, and half a million below.
+# own, so that a finger's width is a few hundred bytes above, and half a million below.
 
 # %%
 INK = {
@@ -126,7 +126,7 @@ print("\nw =", *embedding[0, :4].round(4), "...  equal to the library's")
 weight = model.dequantize("blk.4.ffn_down.weight")
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1), layout="constrained")
 reach = np.abs(weight).max() / 3
-left.imshow(weight, cmap="RdBu", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+left.imshow(weight, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
 left.set(title="a weight matrix: blk.4.ffn_down", xlabel="input", ylabel="output")
 right.hist(weight.ravel(), bins=80, color="#4c72b0")
 right.set(title="its 196,608 numbers", xlabel="weight", yticks=[])

@@ -74,8 +74,8 @@ delta = delta_rule(keys, values, eta=0.5)
 MatrixView(
     delta[-1],
     title="M after 32 pairs, by the Delta rule",
-    rows="number of the key",
-    columns="number of the value",
+    rows="key component",
+    columns="value component",
 )
 
 # %% [markdown]
@@ -142,6 +142,7 @@ assert np.allclose(omega_rule(keys, values, eta=0.5, c=1), delta)  # c = 1 is th
 figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained", sharey=True)
 for ax, (c, eta) in zip(axes, ((1, 0.5), (8, 0.3), (32, 0.2)), strict=True):
     picture = draw(ax, omega_rule(keys, values, eta, c), f"c = {c}" + (": the Delta rule" if c == 1 else ""))
+    ax.label_outer()
 figure.colorbar(picture, ax=axes, label="cosine of answer and value")
 plt.show()
 

@@ -93,8 +93,9 @@ HTML(painted(tokens[-420:], gain[-420:]))
 #
 # ## More pictures: the rivals
 #
-# All read the same 7,000 tokens at the same time. `knn` is the unbounded rival: it keeps *every* state in
-# full width and searches them all, so that it grows with every token.
+# All read the same 7,000 tokens at the same time. The unbounded rival is kNN-LM (arXiv 1911.00172): it keeps *every*
+# state in full width and searches them all, so that it grows with every token. It is tried twice: with one weight for
+# what it finds, the best one for this very text, and with a gate that is learned while reading, as ATLAS has it.
 
 # %%
 kinds = ("none", "omega", "knn-fixed", "window", "knn", "atlas")
@@ -112,7 +113,8 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(1, 1
 scores = [result.results[kind].perplexity_after for kind in kinds]
 left.barh([NOTES[kind] for kind in kinds], scores, color=[COLOURS[kind] for kind in kinds])
 left.bar_label(left.containers[0], fmt="%.2f", padding=3)
-left.set(title="perplexity beyond token 4,096 (less is better)", xticks=[], xlim=(0, max(scores) * 1.15))
+left.set(xticks=[], xlim=(0, max(scores) * 1.15))
+left.set_title("perplexity beyond token 4,096 (less is better)", fontsize=10)
 left.invert_yaxis()
 left.spines[:].set_visible(False)
 left.tick_params(length=0)
@@ -124,7 +126,8 @@ for kind, style in (("omega", "s--"), ("knn", "^-."), ("atlas", "D-")):
     right.plot(middle, lower, style, color=COLOURS[kind], label=NOTES[kind])
 right.axvline(engine.n_ctx, color="#999999", linestyle=":")
 right.text(engine.n_ctx, 28, "  the model's own context ends here", color="#777777")
-right.set(title="along the text: how much lower than the model alone", xlabel="token", ylabel="percent")
+right.set(xlabel="token", ylabel="percent")
+right.set_title("along the text: how much lower than the model alone", fontsize=10)
 right.set_ylim(0, None)
 right.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.06, 1))  # beside the dotted line
 right.spines[["top", "right"]].set_visible(False)

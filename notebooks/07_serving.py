@@ -242,7 +242,8 @@ lab
 # The lab stays connected: run the next cells one by one, and look at it again. (The last cell closes it; it then shows
 # what it saw last.) And what do Ada and Ben know by now?
 # [Notebook 6](06_comparing_memories.ipynb) compared files; here each memory comes from the server at the moment
-# that it is looked at, as a file that is on no disk. The text below is from Ben's document, behind what he has read.
+# that it is looked at, as a file that is on no disk. The text (in the tab *Behaviour*, once the last cell has run) is
+# from Ben's document, after what he has read.
 
 # %%
 comparison = MemoryCompare(
@@ -305,7 +306,7 @@ with folded():
 # %%
 lab.close()
 comparison.close()
-print("the server ends with", stop())
+print("the server has ended, with status", stop())
 scratch.cleanup()
 for session in sessions.values():
     session.close()

@@ -56,7 +56,7 @@ with MemoryFile.open(victim) as memory:
 #
 # ## A picture: the fingerprints
 #
-# Every culprit leaves other findings behind. In the archive there is an earlier case of each; the last row is
+# Each culprit leaves findings of its own behind. In the archive there is an earlier case of each; the last row is
 # ours.
 
 # %%
@@ -84,7 +84,7 @@ axes.tick_params(length=0)
 plt.show()
 
 # %% [markdown]
-# Our case left a single print, `payload-checksum`, and so did an earlier work of the Intruder. It looks bad
+# Our case left a single print, `payload-checksum`, and so did an earlier deed of the Intruder's. It looks bad
 # for him. (There is no record of the Cosmic Ray. There never is.)
 #
 # ## Three alibis
@@ -164,7 +164,7 @@ for column in versions.T:
     h = (h ^ column) * np.uint32(0x01000193)  # uint32 wraps around: this is the mod 2**32
 
 guilty = np.flatnonzero(h == fingerprint)
-print("bits that explain the checksum:", guilty)
+print("bits that explain the checksum:", *guilty)
 
 # %% [markdown]
 # One. Not none, and not two. By accident, a wrong bit would fit with a chance of $8928 / 2^{32}$, one in half

@@ -91,7 +91,7 @@ with AtlasSession(engine, memory=settings) as session:
 print("question:", answer.question)
 print("answer:  ", answer.text)
 for piece in answer.pieces:
-    print(f"from:     {piece.place}: {piece.text!r}")
+    print(f"from:     {piece.place}: {piece.text.strip()}")
     print(f"          {piece.gain:+.2f} nats per token of the question")
 
 # %% [markdown]
@@ -144,13 +144,14 @@ def right(thing, answer):
 
 
 def short(text):
-    return text if len(text) <= 26 else f"…{text[-25:]}"
+    text = " ".join(text.split())
+    return text if len(text) <= 28 else f"…{text[-27:]}"
 
 
 print(f"{'':<10}" + "".join(f"{name:<32}" for name in table))
 for thing in COLOURS:
     said = ((right(thing, answers[thing]), short(answers[thing].text)) for answers in table.values())
-    print(f"{thing:<10}" + "".join(f"{'✓' if ok else '✗'} {text!r:<30}" for ok, text in said))
+    print(f"{thing:<10}" + "".join(f"{'✓' if ok else '✗'} {text:<30}" for ok, text in said))
 counts = [sum(right(thing, answers[thing]) for thing in COLOURS) for answers in table.values()]
 print(f"{'right':<10}" + "".join(f"{f'{count} of {len(COLOURS)}':<32}" for count in counts))
 
@@ -230,7 +231,7 @@ with AtlasSession(engine, memory=file) as session:
         print(f"{thing:<10} ln p {alone:6.1f} -> {helped:5.1f}    {helped - alone:+5.1f} nats")
 
 # %% [markdown]
-# Mostly the right answer has become far likelier (by 5 nats: 150 times as likely), also where another one is still
+# Mostly the right answer has become far likelier (by 5 nats: 150 times as likely), even where another one is still
 # likelier than that. SmolLM2 gains less, up to 6 nats, and its compass even loses: the bare text is read here. `ask`
 # says in the chat template what the piece is for, and there the compass is right.
 #
@@ -248,7 +249,7 @@ else:
 with AtlasSession(engine, memory=file) as session:
     for asks in strange:
         answer = session.ask(asks, keep=False, **manner)
-        print(f"{asks}\n    {answer.text!r}")
+        print(f"{asks}\n    {short(answer.text)}")
         for piece in answer.pieces:
             print(f"    from {piece.place}, gain {piece.gain:+.2f}:")
             print("".join(f"        | {line}\n" for line in piece.text.strip().splitlines()), end="")
@@ -289,7 +290,8 @@ with AtlasSession(engine, memory=file) as session:
     for thing in ("harbour", "compass"):
         answer = session.ask(question(thing), keep=False, **manner)
         print(
-            f"{answer.question:<40}{answer.text!r:<28}", "recalled" if answer.pieces else "nothing recalled"
+            f"{answer.question:<40}{short(answer.text):<30}",
+            "recalled" if answer.pieces else "nothing recalled",
         )
 assert before
 assert not in_file("harbour")
@@ -369,7 +371,7 @@ if own is not engine:
 print(f"\n{ASK}\n    {answer.text.strip()}")
 for piece in answer.pieces:
     print(f"    from {piece.place}")
-found = "The place was found, and not read right." if answer.pieces else "Nothing was found for it."
+found = "The right place was found, and misread." if answer.pieces else "Nothing was found for it."
 print("It remembered." if RIGHT in answer.text else found)
 
 # %% [markdown]
@@ -393,8 +395,8 @@ lab
 # ## Exercise
 #
 # The gate decides between two mistakes: leaving out what would help, and bringing in what has nothing to do with
-# the question. Where should it be? Ask for all `COLOURS`, and for the names in `others`, which were never
-# stored, with gates of 0, 0.5, 1, 2 and 4 nats (`Recall(gate=...)`), and count how often something is recalled.
+# the question. Where should it be? Ask for all `COLOURS`, and for a few things that were never stored, with gates of
+# 0, 0.5, 1, 2 and 4 nats (`Recall(gate=...)`), and count how often something is recalled.
 
 # %% tags=["solution"]
 with folded():

@@ -533,6 +533,19 @@ def test_widgets_are_pages_to_look_around_in(site):
             assert re.search(rf"<input type=\"?radio[^>]*>\s*{tab}|>{tab}</", page), tab
 
 
+@pytest.mark.slow
+def test_what_a_solution_gives_is_folded_once_and_in_the_ink_of_the_page(site):
+    page = built_pages(site)["notebooks/05_real_model.html"]
+    solution = page[page.index("Solution</summary>") :]
+    assert "perplexity 10." in solution[: solution.index("</details>")]
+    assert "What it gives" not in page
+    ink = re.findall(r"\.output[^{}]*\{[^}]*", (site / "site.css").read_text(encoding="utf-8"))
+    assert ink
+    assert not [
+        rule for rule in ink if re.search(r"#[0-9a-f]{3}", rule)
+    ]  # one theme's colour is lost in the other
+
+
 def test_empty_lines_in_what_a_cell_gives_neither_end_it_nor_are_lost():
     one = site_hooks._in_one_piece("<pre>a\n\n  \nb</pre>")
     assert "\n\n" not in one

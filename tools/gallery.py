@@ -41,12 +41,15 @@ MORE = {
 }
 #: CSS pixels of the longest picture, and of a screen.
 TALLEST, SCREEN = 14_000, 900
+#: What solutions give opens: it is looked at, too.
+UNFOLD = "document.querySelectorAll('.jp-RenderedHTMLCommon > details').forEach((one) => { one.open = true })"
 OUTER = "window.jupyterapp.shell.currentWidget.content.node.querySelector('.jp-WindowedPanel-outer')"
 
 
 def pictures(page: Page, name: str, theme: str, target: Path) -> list[str]:
     """Take an open notebook in each width; return the names of the files."""
     found = []
+    page.evaluate(UNFOLD)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": SCREEN})
         page.wait_for_timeout(500)

@@ -46,6 +46,8 @@ _COG = re.compile(r"^<!-- \[\[\[.*?-->\n", re.M | re.S)
 #: Script letters of the equations; the rest of the alphabet is there for the next one.
 _SCRIPT = {chr(65 + i): chr(0x1D49C + i) for i in range(26)} | dict(zip("BEFHILMR", "ℬℰℱℋℐℒℳℛ", strict=True))
 _BAR = re.compile(r"<mo[^>]*>(&#x0*2016;|‖|&#x0*2225;|∥)</mo>")
+#: What ``folded`` shows; a solution is folded once on a page, with its code.
+_UNFOLDED = re.compile(r"\A<details><summary.*?</summary>(.*)</details>\Z", re.S)
 _MATH = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 
 
@@ -111,6 +113,7 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
                 written.source.replace("$$\n$$", "$$\n\n$$")
             )  # an equation is a paragraph of its own
             continue
+        solution = "solution" in cell.metadata.get("tags", [])
         parts = [f"```python\n{cell.source}\n```"]
         for output in cell.get("outputs", []):
             data = output.get("data", {})
@@ -123,12 +126,13 @@ def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
                 pictures[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![What the cell above draws](../pictures/{name})")
             elif "text/html" in data:
-                parts.append(f'<div class="output">\n{_in_one_piece(data["text/html"])}\n</div>')
+                shown = _UNFOLDED.sub(r"\1", data["text/html"]) if solution else data["text/html"]
+                parts.append(f'<div class="output">\n{_in_one_piece(shown)}\n</div>')
             else:
                 said = output.get("text") or data.get("text/plain", "")
                 parts.append(f"```text\n{said.rstrip()}\n```")
         block = "\n\n".join(parts)
-        if "solution" in cell.metadata.get("tags", []):
+        if solution:
             block = '??? note "Solution"\n\n' + re.sub(r"^(?=.)", "    ", block, flags=re.M)
         pieces.append(block)
     note = f"*This is `notebooks/{path.name}`; `make lab` opens it in JupyterLab, where every cell runs.*"

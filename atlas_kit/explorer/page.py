@@ -50,6 +50,7 @@ class Curve:
 
 # --- the page -----------------------------------------------------------------------------------------------
 
+#: ``--ak-night`` makes of a matrix's light colours what ``widgets/colour.py`` has for a dark page, nearly.
 _STYLE = """
 .ak{color:var(--jp-ui-font-color1,light-dark(#222,#e4e6ea));background:none;
 font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);padding:8px 10px;max-width:100%;box-sizing:border-box}
@@ -68,6 +69,9 @@ font-family:var(--jp-code-font-family,ui-monospace,monospace);background:none;co
 .ak svg{max-width:100%;height:auto;display:block}.ak svg text{fill:currentColor;font-size:12px}
 .ak .ak-at>:not(rect){opacity:0;pointer-events:none}.ak .ak-at:hover>*{opacity:1}.ak .ak-cells rect{fill:transparent;
 width:var(--w);height:var(--h)}.ak .ak-cells rect:hover{stroke:currentColor}.ak img{max-width:100%}
+[data-jp-theme-light="false"] .ak .ak-shades,[data-md-color-scheme="slate"] .ak .ak-shades{filter:var(--ak-night)}
+.ak{--ak-night:invert(1) hue-rotate(202deg) saturate(2.5) contrast(.925) brightness(1.2) hue-rotate(-12deg)
+saturate(.65)}
 @supports selector(:has(*)){.ak .ak-panel{display:none}}
 """
 #: A panel is seen while the radio button of its number is chosen; browsers without ``:has`` show all of them.
@@ -119,7 +123,8 @@ def document(body: str, title: str) -> str:
     """Return a page as a file of its own that any browser opens."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>:root{color-scheme:light dark}body{margin:12px;background:light-dark(#fff,#16181d)}</style></head>"
+        "<style>:root{color-scheme:light dark}body{margin:12px;background:light-dark(#fff,#16181d)}"
+        "@media (prefers-color-scheme:dark){.ak .ak-shades{filter:var(--ak-night)}}</style></head>"
         f"<body>{body}</body></html>"
     )
 
@@ -218,8 +223,8 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
             parts.append(f'<polyline points="{points}" fill="none" stroke-width="1.8" {style}/>')
     parts += _readings(drawn, across)
     legend = "".join(
-        f'<span style="margin-right:1.4em"><svg width="26" height="8" style="display:inline"><line x1="0" x2="26" '
-        f'y1="4" y2="4" stroke-width="3" {style}/></svg> {html.escape(line.name)}</span>'
+        f'<span style="margin-right:1.4em;display:inline-block"><svg width="26" height="8" style="display:inline">'
+        f'<line x1="0" x2="26" y1="4" y2="4" stroke-width="3" {style}/></svg> {html.escape(line.name)}</span>'
         for style, (line, *_) in zip(looks, drawn, strict=True)
     )
     return (

@@ -121,12 +121,13 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The trial in a few words.
+        """The trial in a few words, with the names of ``TRIALS``.
 
         >>> Trial("polynomial", window=16, muon=True).label
         'degree 2, Omega rule c = 16, Muon, d = 16'
         """
-        kind = f"degree {self.degree}" if self.kind == "polynomial" else self.kind
+        named = {"linear": "matrix", "polynomial": f"degree {self.degree}"}
+        kind = named.get(self.kind, self.kind)
         rule = "Delta rule" if self.window == 1 else f"Omega rule c = {self.window}"
         learning = rule if self.training == "one pass" else "converged"
         return ", ".join([kind, learning, *["Muon"] * self.muon, f"d = {self.d}"])

@@ -194,13 +194,17 @@ def is_watched() -> bool:
     return bool(request.get("content", {}).get("allow_stdin", True))
 
 
-def page(png: bytes, text: str, beside: str = "") -> str:
-    """Write a picture with its text below as HTML; ``beside`` is HTML that stands at the picture's right."""
+def page(png: bytes, text: str, beside: str = "", shades: bool = False) -> str:
+    """Write a picture with its text below as HTML.
+
+    ``beside`` is HTML that stands at the picture's right. ``shades``: it is a matrix, which is darker on a dark page.
+    """
     first = html.escape(text.partition("\n")[0], quote=True)
     source = base64.b64encode(png).decode("ascii")
+    kind = ' class="ak-shades"' if shades else ""
     return (
         '<figure style="margin:0">'
         '<div style="display:flex;align-items:stretch;gap:6px">'
-        f'<img src="data:image/png;base64,{source}" alt="{first}" style="max-width:100%">{beside}</div>'
+        f'<img{kind} src="data:image/png;base64,{source}" alt="{first}" style="max-width:100%">{beside}</div>'
         f'<figcaption><pre style="margin:.4em 0 0;{CODE}">{html.escape(text)}</pre></figcaption></figure>'
     )

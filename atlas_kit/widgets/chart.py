@@ -151,17 +151,18 @@ def _legend(lines: Sequence[Line]) -> list[str]:
 
 
 def draw(axes: Any, chart: Chart) -> None:
-    """Draw the chart on matplotlib axes."""
+    """Draw the chart on matplotlib axes, in the ink of their style: it is seen on a light page and on a dark one."""
+    ink = axes.xaxis.label.get_color()
     axes.set_xscale("log", base=2)
     for number, line in enumerate(chart.lines):
         colour, dashes = style(number)
         pattern = (0, tuple(float(part) / 2 for part in dashes.split())) if dashes else "-"
         axes.plot(line.x, line.y, color=colour, linestyle=pattern, lw=1.8, label=line.name)
         if not math.isnan(line.mark):
-            axes.plot([line.mark], [chart.level], "o", color=colour, markeredgecolor="#222", ms=6)
+            axes.plot([line.mark], [chart.level], "o", color=colour, markeredgecolor=ink, ms=6)
     axes.axhline(chart.level, color="#888888", lw=0.8, ls=":")
     for x, name in chart.limits:
-        axes.axvline(x, color="#444444", lw=1, ls="--")
+        axes.axvline(x, color=ink, lw=1, ls="--")
         axes.annotate(name, (x, 1.06), ha="center", fontsize=8.5, annotation_clip=False)
     low, high = chart.span
     axes.set_xlim(low, high)
@@ -170,7 +171,7 @@ def draw(axes: Any, chart: Chart) -> None:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, color="#e6e6e6", lw=0.7)
+    axes.grid(visible=True, color=ink, alpha=0.2, lw=0.7)
     axes.set_axisbelow(True)
     if chart.lines:
         axes.legend(fontsize=8.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))

@@ -19,7 +19,7 @@ import traitlets
 
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.explorer.pooling import block
-from atlas_kit.widgets import colour
+from atlas_kit.widgets import colour, saved
 from atlas_kit.widgets.base import Shown, page
 from atlas_kit.widgets.frame_gate import FrameGate
 from atlas_kit.widgets.link import Link
@@ -443,7 +443,8 @@ class MatrixView(Shown, anywidget.AnyWidget):
         ticks = colour.ticks(self.limit_in_use, self.transform, self.colours)
         marks = "".join(f"<span>{html.escape(f'{tick:.3g}')}</span>" for tick in reversed(ticks))
         style = "display:flex;flex-direction:column;justify-content:space-between;font:11px sans-serif"
-        return page(self.png(), self.text(), f'<div style="{style}">{marks}</div>')
+        beside = f'<div style="{style}">{marks}</div>'
+        return saved.part(page(self.png(), self.text(), beside, shades=self.colours == "diverging"))
 
 
 def picture_size(shape: tuple[int, int], height: int) -> tuple[int, int]:

@@ -229,7 +229,8 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
             )
         }  # fmt: skip
         self._status = ipywidgets.HTML()
-        self._lines = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 420px", min_width="0"))
+        beside = ipywidgets.Layout(flex="1 1 420px", min_width="0", max_width=f"{chart.WIDTH + 16}px")
+        self._lines = ipywidgets.HTML(layout=beside)  # not wider than the chart: the matrix stands next to it
         self.view = MatrixView(
             np.zeros((2, 2), np.float32), title="cosine of answer and stored value", rows="key asked for",
             columns="stored value", vmax=1.0, height=330,
@@ -245,6 +246,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _layout(self) -> list[Any]:
         wrap = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="4px 16px")
+        middle = ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 16px")
         control = self._controls
         columns = (
             [self._preset, control["kind"], control["degree"], control["d"]],
@@ -252,7 +254,7 @@ class CapacityPlayground(Shown, ipywidgets.VBox):  # type: ignore[misc]
         )
         return [
             ipywidgets.HBox([ipywidgets.VBox(column) for column in columns], layout=wrap),
-            ipywidgets.HBox([*self._buttons.values(), self._measure], layout=wrap),
+            ipywidgets.HBox([*self._buttons.values(), self._measure], layout=middle),
             self._status,
             ipywidgets.HBox([self._lines, self.view], layout=wrap),
         ]

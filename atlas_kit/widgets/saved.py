@@ -87,8 +87,9 @@ def matrix(
         f"<figure><figcaption><b>{title}</b> "
         f'<div class="ak-dim">blue to red: {-limit:.4g} to {limit:.4g}</div></figcaption>'
         f'<svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{title}">'
-        f'<image href="data:image/png;base64,{source}" width="{wide}" height="{high}" preserveAspectRatio="none" '
-        f'style="image-rendering:pixelated"/><g class="ak-cells" style="--w:{cell_x:.2f}px;--h:{cell_y:.2f}px">'
+        f'<image class="ak-shades" href="data:image/png;base64,{source}" width="{wide}" height="{high}" '
+        f'preserveAspectRatio="none" style="image-rendering:pixelated"/>'
+        f'<g class="ak-cells" style="--w:{cell_x:.2f}px;--h:{cell_y:.2f}px">'
         f"{''.join(cells)}</g></svg></figure>"
     )
 

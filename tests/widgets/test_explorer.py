@@ -13,6 +13,7 @@ import pytest
 from conftest import receive, wired
 
 from atlas_kit.errors import KeyNotFoundError
+from atlas_kit.operations.validate import validate_file
 from atlas_kit.widgets import FileExplorer, MatrixView
 from atlas_kit.widgets.explorer import watching
 from tests.waiting import LONG, until
@@ -181,6 +182,18 @@ def test_static_forms_of_what_is_wrong(name: str):
     assert problem.message in explorer.text()
     ElementTree.fromstring(explorer.html())
     assert explorer.png().startswith(PNG)
+
+
+def test_the_saved_page_of_a_damaged_file_says_so_and_where():
+    page = FileExplorer(SAMPLES / "broken/bit-flip.atlas").html()
+    tree = ElementTree.fromstring(page)
+    assert "The file is damaged." in page
+    (mark,) = (box for box in tree.iter("rect") if box.get("fill") == "#c00")
+    (finding,) = validate_file(SAMPLES / "broken/bit-flip.atlas").findings
+    assert f"byte {finding.offset:,}: {finding.message}" in "".join(mark.itertext())
+    sound = FileExplorer(SAMPLES / "atlas/assistant.atlas").html()
+    assert "Nothing is wrong with this file." in sound  # in the tab Findings
+    assert "#c00" not in sound
 
 
 def test_what_a_passphrase_protects_is_not_saved_with_a_notebook():

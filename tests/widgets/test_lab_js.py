@@ -115,6 +115,19 @@ def test_one_token_has_its_story(read, lab):
     assert f"#{len(TEXT) - 1}" in inner(read, ".story")
 
 
+def test_of_what_came_before_a_token_the_end_is_seen(read):
+    read.page.locator(".story").evaluate("(node) => { node.style.width = '150px' }")
+    room, text = read.page.locator(".story .context .before").evaluate(
+        """(node) => {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            return [node, range].map((one) => [one.getBoundingClientRect().left, one.getBoundingClientRect().right]);
+        }"""
+    )
+    assert text[0] < room[0] - 5  # it is longer than its room
+    assert text[1] <= room[1] + 1
+
+
 def test_a_token_says_from_which_passage_it_was_known(read, lab):
     at = 300
     source = int(lab.trace.source[at])

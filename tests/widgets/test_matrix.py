@@ -410,7 +410,8 @@ def test_every_shape_has_every_form(shape):
     view = MatrixView(np.ones(shape), title="W")
     assert str(shape[0]) in view.text().replace(",", "")
     assert picture_of(view).size
-    assert view.html().startswith("<figure")
+    assert view.html().startswith('<section class="ak">')
+    assert view.html().count("<figure") == 1
     view.figure().savefig(io.BytesIO(), format="png")
 
 

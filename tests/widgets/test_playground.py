@@ -199,7 +199,7 @@ class TestShowing:
         widget.compare(SMALL, Trial("polynomial", d=8, window=8), Trial("deep", d=4, pairs=8))
         text = widget.text()
         assert re.search(
-            r"linear, Delta rule, d = 8: holds \d+, \d+% found of 32; d_k = 8 \(proposition 1\)", text
+            r"matrix, Delta rule, d = 8: holds \d+, \d+% found of 32; d_k = 8 \(proposition 1\)", text
         )
         assert "44 features" in text
         assert "theorem 1" in text

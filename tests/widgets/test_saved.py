@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import html
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import ipywidgets
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from atlas_kit import widgets
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.explorer.page import ticks
 from atlas_kit.llama import FakeEngine
-from atlas_kit.widgets import saved
+from atlas_kit.widgets import colour, saved
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.saved import Curve, Panel
 from tests.waiting import LONG
@@ -96,6 +98,31 @@ def test_a_matrix_says_the_values_under_the_pointer(shape: tuple[int, int]):
     last = drawn.rpartition("<title>")[2]
     assert f"{rows - 1:,}, column" in last
     assert f"{columns - 1:,}: " in last
+
+
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("around", [None, 'data-jp-theme-light="false"', 'data-md-color-scheme="slate"'])
+def test_a_matrix_is_dark_on_a_dark_page_and_light_on_a_light_one(
+    browser: Browser, around: str | None, view: bool
+):
+    """Alone in a file and on a page of JupyterLab or of the documents, its colours are nearly the live view's."""
+    values = np.array([[-0.5, 0, 0.5]])
+    matrix = saved.page("A", [Panel("One", saved.matrix(values, "W", 1.0))])
+    if view:
+        matrix = widgets.MatrixView(values, vmax=1.0).html()
+    for scheme in ("light", "dark"):
+        context = browser.new_context(color_scheme=scheme)  # type: ignore[arg-type]
+        page = context.new_page()
+        if around is None:
+            page.set_content(saved.document(matrix, "a matrix"))
+        else:
+            page.set_content(f"<body {around if scheme == 'dark' else ''}>{matrix}</body>")
+        with Image.open(io.BytesIO(page.locator(".ak-shades").screenshot())) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.int64)
+        shown = pixels[pixels.shape[0] // 2, [int(pixels.shape[1] * at) for at in (0.2, 0.5, 0.8)]]
+        wanted = colour.palette(dark=scheme == "dark")[colour.indices(values, 1.0)[0]]
+        assert np.abs(shown - wanted).max() <= (2 if scheme == "light" else 40), scheme
+        context.close()
 
 
 def test_tabs_are_chosen_by_pointer_and_keys_without_scripts(browser: Browser):

@@ -11,7 +11,7 @@ const FORMS = [
 ];
 
 const STYLE =
-  "display:flex;flex-wrap:wrap;gap:4px;justify-content:flex-end;align-items:center;padding:2px 4px;" +
+  "display:flex;flex-wrap:wrap;gap:4px;align-items:center;padding:5px 4px 2px;" +
   "font:var(--jp-ui-font-size0,11px) var(--jp-ui-font-family,sans-serif);color:var(--jp-ui-font-color1)";
 const BUTTON =
   "font:inherit;color:inherit;background:var(--jp-layout-color2);border:1px solid var(--jp-border-color1);" +
@@ -58,7 +58,6 @@ export function shareBar(kernel, model) {
   bar.style.cssText = STYLE;
   const said = document.createElement("span");
   said.setAttribute("role", "status");
-  bar.append(said);
   for (const [form, what] of FORMS) {
     const button = document.createElement("button");
     button.type = "button";
@@ -81,5 +80,6 @@ export function shareBar(kernel, model) {
     });
     bar.append(button);
   }
+  bar.append(said);                       // behind the buttons, which stay where they were pressed
   return bar;
 }

@@ -66,7 +66,8 @@ function pageFrame(page, title, dark) {
   const rules = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
   frame.srcdoc =
     `<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="${rules}">` +
-    `<style>:root{color-scheme:${dark ? "dark" : "light"}}body{margin:0}</style>${page}`;
+    `<style>:root{color-scheme:${dark ? "dark" : "light"}}body{margin:0}` +
+    `${dark ? ".ak .ak-shades{filter:var(--ak-night)}" : ""}</style>${page}`; // the frame knows nothing of the Lab's theme
   frame.addEventListener("load", () => {
     const body = frame.contentDocument?.body;
     if (!body) return;

@@ -293,8 +293,11 @@ def _matrices(compare: ShownComparison, names: dict[str, str]) -> str:
         for which, matrix in matrices.items()
         if matrix is not None and matrix.ndim == 2
     ]
-    boxes = "".join(f'<div style="flex:1 1 300px;min-width:0">{part}</div>' for part in parts)
-    return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{boxes}</div>'
+    boxes = "".join(f'<div style="min-width:0">{part}</div>' for part in parts)
+    columns = "repeat(auto-fit,minmax(min(100%,170px),1fr))"  # of one size, and in one row where it fits
+    return (
+        f'<div style="display:grid;grid-template-columns:{columns};gap:14px;max-width:1100px">{boxes}</div>'
+    )
 
 
 def _spectra_page(compare: ShownComparison, names: dict[str, str]) -> str:

@@ -27,7 +27,9 @@ _STYLE = dict(
 #: The colour of each kind of region: Okabe and Ito's.
 COLOURS = {kind: _STYLE[kind.replace(" ", "-")] for kind in KINDS}
 HATCHED = ("damaged", "garbage", "uncommitted", "trailing", "unused")
-_WIDTH, _HEIGHT, _LEAST = 1000, 40, 2.5
+_WIDTH, _HEIGHT, _LEAST, _MARK = 1000, 40, 2.5, 4
+#: Errors that have a mark on the map.
+MOST_MARKS = 100
 #: Characters of a text, and messages, in a saved page.
 MOST_TEXT = 30_000
 
@@ -54,7 +56,7 @@ def text(explorer: Explorer) -> str:
 def html(explorer: Explorer, seen: Seen | None = None) -> str:
     """Return what there is to see as HTML that loads and runs nothing: tabs as in the explorer, values on hover."""
     seen = seen or Seen()
-    summary = explorer.answer({"op": "summary"})[0]
+    summary = explorer.answer({"op": "summary", "check": True})[0]  # a small file is checked, as it is live
     title = f"{summary['name']}: {summary['title']}"
     panels = {"summary": saved.Panel("Summary", _problem(summary) + saved.facts(summary["facts"]))}
     if (
@@ -68,20 +70,25 @@ def html(explorer: Explorer, seen: Seen | None = None) -> str:
     for name in summary["tables"]:
         panels[name] = _table(explorer, name, seen.orders.get(name, {}))
     findings = explorer.answer({"op": "validate", "start": False})[0]
+    if explorer.passphrase is not None:
+        findings = {"state": "unknown"}  # they name what is in the file
     if findings["state"] == "done":
         panels["findings"] = saved.Panel("Findings", _findings(findings))
+        said = f"<p>{markup.escape(findings['sentence'])}</p>" if findings["findings"] else ""
+        panels["summary"] = saved.Panel("Summary", said + panels["summary"].body)
     at = "item" if "item" in panels and seen.tab in summary["tables"] else seen.tab
     chosen = panels[at].label if at in panels else "Summary"
     page = saved.page(title, list(panels.values()), chosen)
-    return page.replace("<form ", f"{_svg(explorer, markup.escape(title))}<form ", 1)
+    hurt = [row for row in findings.get("findings", []) if row["severity"] == "error"]
+    return page.replace("<form ", f"{_svg(explorer, markup.escape(title), hurt)}<form ", 1)
 
 
 def _problem(found: dict[str, Any]) -> str:
     """Return what is wrong with the file as a paragraph; empty where nothing is."""
     if not found["problem"]:
         return ""
-    hint = markup.escape(found["problem"]["hint"] or "")
-    return f"<p><strong>{markup.escape(found['problem']['error'])}.</strong> {hint}</p>"
+    hint, error = markup.escape(found["problem"]["hint"] or ""), found["problem"]["error"]
+    return f"<p><strong>{markup.escape(error[:1].upper() + error[1:])}.</strong> {hint}</p>"
 
 
 def _table(explorer: Explorer, name: str, order: dict[str, Any]) -> saved.Panel:
@@ -188,7 +195,8 @@ def _findings(found: dict[str, Any]) -> str:
     return said + (saved.table(["", "code", "byte", "what was found", "what to do"], rows) if rows else "")
 
 
-def _svg(explorer: Explorer, caption: str) -> str:
+def _svg(explorer: Explorer, caption: str, hurt: list[dict[str, Any]]) -> str:
+    """Return the byte map, with a red mark where an error was found."""
     data: dict[str, Any] = explorer.answer({"op": "map", "bins": 400})[0]
     size = max(1, data.get("size", 0))
     boxes = []
@@ -201,6 +209,13 @@ def _svg(explorer: Explorer, caption: str) -> str:
             f'<rect x="{x:.1f}" y="0" width="{wide:.1f}" height="{_HEIGHT}" fill="{COLOURS[item["kind"]]}">'
             f"<title>{title}</title></rect>"
         )
+    for row in hurt[:MOST_MARKS]:
+        if row["offset"] is not None:
+            x = min(row["offset"] / size * _WIDTH, _WIDTH - _MARK)
+            title = markup.escape(f"byte {row['offset']:,}: {row['message']}")
+            boxes.append(
+                f'<rect x="{x:.1f}" y="0" width="{_MARK}" height="{_HEIGHT}" fill="#c00"><title>{title}</title></rect>'
+            )
     legend = "".join(
         f'<span style="margin-right:1.2em"><span style="display:inline-block;width:.8em;height:.8em;'
         f'background:{COLOURS[row["kind"]]}"></span> {row["kind"]} {100 * row["size"] / size:.1f} %</span>'

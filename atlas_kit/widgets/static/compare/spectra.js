@@ -69,6 +69,17 @@ export function scale(series, width, height) {
   };
 }
 
+/**
+ * The first number and round ones after it.
+ * @param {number} count
+ */
+function ranks(count) {
+  const least = Math.max(1, count / 6), power = 10 ** Math.floor(Math.log10(least));
+  const step = power * ([1, 2, 5].find((times) => times * power >= least) ?? 10);
+  const round = Array.from({ length: Math.floor(count / step) }, (_, index) => (index + 1) * step);
+  return [1, ...round.filter((at) => at > 1)];
+}
+
 /** @param {number | undefined} value */
 const shown = (value) => (value === undefined ? "none" : value === 0 ? "0" : value.toPrecision(3));
 
@@ -95,9 +106,8 @@ function render({ model, el }) {
       const text = value >= 1e-3 && value < 1e5 ? String(value) : value.toExponential(0).replace("-", "−").replace("+", "");
       found.push(node("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, text));
     }
-    for (const part of [0, 0.25, 0.5, 0.75, 1]) {
-      const at = Math.round(1 + part * (axes.count - 1));
-      const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
+    for (const at of ranks(axes.count)) {
+      const anchor = at === 1 ? "start" : at === axes.count ? "end" : "middle";
       found.push(node("text", { x: axes.x(at), y: HEIGHT - 18, "text-anchor": anchor }, String(at)));
     }
     const middle = MARGIN.left + (width - MARGIN.left - MARGIN.right) / 2;
