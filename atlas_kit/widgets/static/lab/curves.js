@@ -70,7 +70,8 @@ class Curves {
     this.name = name;
     this.height = height;
     this.width = 0;
-    [this.first, this.each] = [0, 0]; // where index 0 is, and from one to the next: asked for each point of a curve
+    this.first = 0; // where index 0 is, and how far it is from one to the next: asked for each point of a curve
+    this.each = 0;
     /** @type {number | null} CSS pixels, as the page told last: to ask for them would lay out the page anew */
     this.wide = null;
     this.margin = { left: 44, right: 44, top: 8, bottom: 24 };
