@@ -867,8 +867,8 @@ class TokenMemory:
             "learning_rate": self.learning_rate,
             "state_bytes": self.state_bytes,
             "row_cache_bytes": self.rows.cached_bytes,
-            "gate": None if gate is None else to_host(gate).round(4).tolist(),
-            "ranking": None if rank is None else to_host(rank).round(4).tolist(),
+            "gate": None if gate is None else to_host(gate).astype(np.float64).round(4).tolist(),
+            "ranking": None if rank is None else to_host(rank).astype(np.float64).round(4).tolist(),
             "settings": self.settings.to_json(),
         }
 

@@ -37,11 +37,16 @@ def test_start_learn_stop(lab_server: Lab, notebook, page: Page):
     without, with_memory = (float(page.locator(f".tile.{who} b").inner_text()) for who in ("model", "memory"))
     assert with_memory < without - 0.1
 
-    # the kernel answers while the memory learns
+    # the kernel answers while the memory learns, and the page says as long as it does that something is at work
+    signs = [page.locator(f"link.{sign}.favicon[rel=icon]") for sign in ("busy", "idle")]
     assert kernel_json(page, "[answer, lab.state]") == [42, "running"]
+    expect(signs[0]).to_have_count(1)
+    expect(signs[1]).to_have_count(0)
     press(page, "Stop")
     expect(state).to_have_text("idle")
     assert kernel_json(page, f"lab.wait({LONG})") is True
+    expect(signs[0]).to_have_count(0)
+    expect(signs[1]).to_have_count(1)
     read = kernel_json(page, "len(lab.history.tokens)")
     assert kernel_json(page, "[len(lab.history.tokens), lab.runner.alive, lab.error]") == [read, False, ""]
     expect(page.locator(".atlas-lab")).to_have_attribute("data-shown", str(read))

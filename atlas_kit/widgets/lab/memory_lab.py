@@ -208,6 +208,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.runner = Runner(
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
         )
+        self.view.observe(lambda _: lab.state == "running" and lab._frame(), "tab")
         self.controls = Controls(_documents(documents), self._wanted, self._on)
         self.recalled = RecallPane(lambda *asked: lab._answer(*asked), lambda last: lab._show_passages(last))
         self.matrices = MatrixPane(
@@ -667,8 +668,9 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _frame(self) -> None:
         self.view.show()
-        self.recalled.stored = self._stored()
-        self.matrices.frame(len(self.trace))
+        if self.view.tab == "recall":  # else nobody sees it
+            self.recalled.stored = self._stored()
+        self.matrices.frame(len(self.trace), seen=self.view.tab == "matrix")
 
     def _changed(self) -> None:
         """Say what the run does now; when it rests, show all of it."""
