@@ -73,7 +73,7 @@ class WhitenedMemory(Memory):
     def read_and_direct(self, state: MemoryState, queries: Array) -> tuple[Array, Array]:
         """Return y (n, d_v) and the window's queries (n, d_key)."""
         x = self._whitened(state.parameters, queries)
-        return cut(x) @ state.parameters["W"], self.unit(x[:, : self.config.d_key])
+        return cut(x) @ state.parameters["W"], self._turned(state, self.unit(x[:, : self.config.d_key]))
 
     @backends.quiet
     def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[Array, Array]:
@@ -91,7 +91,11 @@ class WhitenedMemory(Memory):
             phi = cut(x)
             for row in knowing:
                 self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
-        return y, self.unit(x[:, : config.d_key])
+        directions = self.unit(x[:, : config.d_key])
+        if any("metric" in state.gate for state in states):
+            turned = [self._turned(state, directions[row]) for row, state in enumerate(states)]
+            directions = self.xp.stack(turned)
+        return y, directions
 
     def read_one(self, state: MemoryState, query: Array) -> tuple[Array | None, Array]:
         """Return ``read_each`` of one session and its query (d_k,), on the host: y, None for zeros, and (d_key,)."""
@@ -99,11 +103,33 @@ class WhitenedMemory(Memory):
         x = np.dot(query - parameters["origin"][0], parameters["P"])[None]
         if self.is_whitened(state):
             y = np.dot(cut(x)[0], parameters["W"])
-        return y, self.unit(x[:, : self.config.d_key])[0]
+        return y, self._turned(state, self.unit(x[:, : self.config.d_key])[0])
 
     def directions(self, state: MemoryState, queries: Array) -> Array:
         """Return states (n, d_k) as what the window's keys are compared with, (n, d_key)."""
-        return self.unit(self._whitened(state.parameters, queries)[:, : self.config.d_key])
+        return self._turned(state, self.keys(state, queries))
+
+    def keys(self, state: MemoryState, states: Array) -> Array:
+        """Return states (n, d_k) as the window keeps them, (n, d_key): of length 1."""
+        return self.unit(self._whitened(state.parameters, states)[:, : self.config.d_key])
+
+    @backends.quiet
+    def turned(
+        self, state: MemoryState, states: Array, drawn: Array, responsibility: Array
+    ) -> dict[str, Array]:
+        """Return what of ``state.gate`` is new after what came behind ``states`` (n, d_k), on the host."""
+        ranking = self.config.ranking
+        if ranking is None or not ranking.metric or not self.is_whitened(state):
+            return {}
+        queries = backends.to_host(self.keys(state, self.xp.asarray(states, self.dtype)))
+        metric, sharpness = backends.to_host(state.gate["metric"]), float(state.gate["rank"][0])
+        return {"metric": self.xp.asarray(ranking.turned(metric, queries, drawn, responsibility, sharpness))}
+
+    @staticmethod
+    def _turned(state: MemoryState, keys: Array) -> Array:
+        """Return queries (..., d_key) as the learned metric turns them, where there is one."""
+        metric = state.gate.get("metric")
+        return keys if metric is None else keys @ metric
 
     @staticmethod
     def _whitened(parameters: Mapping[str, Array], states: Array) -> Array:
