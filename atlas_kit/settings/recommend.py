@@ -8,6 +8,7 @@ says of itself (numbers in ``RULE``):
   with it, and costs more.
 - ``states``: those of a middle layer in deep models of architectures of which llama.cpp gives them; the final ones in
   all others, also in shallow ones, where they are better.
+- ``likeness``: learned in deep models, where it was tried.
 - ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
   the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
   memory.
@@ -15,8 +16,8 @@ says of itself (numbers in ``RULE``):
   of all models alike, and they adapt while reading.
 - ``candidates``: all tokens of a small vocabulary, more of a larger one, fewer of a very large one, whose rows cost
   more than they gain.
-- ``chunk_size``, then ``memory_dim``: cheaper in steps (``cheaper``) until the estimate is within ``time_share`` of
-  the model's own time, or within ``time_free``, which nobody notices.
+- ``chunk_size``, then ``memory_rank``: few tokens in deep models that are small; cheaper in steps (``cheaper``) until
+  the estimate is within ``time_share`` of the model's own time, or within ``time_free``, which nobody notices.
 - everything else: the default of ``AtlasSettings``.
 
 What other values cost the sample model stands in ``SWEPT``, from ``tools/bench/settings_sweep.py``.
@@ -217,7 +218,7 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
         "in deep models it pays to learn, while reading, which directions of the states make two places of a text "
         f"alike, here a matrix of {settings.memory_dim} x {settings.memory_dim}"
         if deep
-        else "with few layers, the cosine serves as well"
+        else "with few layers, learning it gains little"
     )
     reasons["learning_rate"] = "steps are scaled by the model's output matrix, and adapt while reading"
     reasons["features"] = (
