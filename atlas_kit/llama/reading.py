@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atlas_kit.codecs.numbers import Array
+from atlas_kit.llama.waiting_rows import SLOPES
 from atlas_kit.memory.backend import namespace, to_host
 from atlas_kit.memory.ranking import Ranked, Ranking
 
@@ -230,16 +231,17 @@ class Reading:
         """Return (n, 3): what the model alone, the model with the memory, and the window gave to ``token`` (n,)."""
         return self.outcome(token, None)[0]
 
-    def outcome(self, token: Array, ranking: Ranking | None) -> tuple[Array, Array]:
+    def outcome(self, token: Array, ranking: Ranking | None, width: int = 0) -> tuple[Array, Array]:
         """Return ``probabilities_of`` tokens that came, and what is learned from them.
 
         Returns
         -------
         probabilities, slope
-            (n, 3), and (n, 4): d log p / dw of the ranking's weights, with p what the window gave; and ``gain``.
+            (n, 3), and (n, 4): d log p / dw of the ranking's weights, with p what the window gave; and ``gain``. Where
+            a metric is learned, for keys of ``width`` numbers, what ``Ranking.drawn`` returns lies between the two.
         """
         if len(token) == 1:
-            return self._outcome_of_one(int(token[0]), ranking)
+            return self._outcome_of_one(int(token[0]), ranking, width)
         hits, (place, known) = self.hits(token), find(self.tokens, token)
         every = np.arange(len(token))
         own = self.logits[every, token].astype(np.float64)
@@ -248,22 +250,27 @@ class Reading:
         np.exp(own - self.lse, out=found[:, 0])
         np.exp(behind - self.log_z, out=found[:, 1])
         found[:, 2] = (self.window.weights * hits).sum(axis=1)
-        slope = np.zeros((len(token), 4))
+        slope = np.zeros((len(token), SLOPES + width))
         if ranking is not None:
-            slope[:, :-1] = ranking.slope(self.window, hits)
+            slope[:, :3] = ranking.slope(self.window, hits)
+            if width and len(self.slots.tokens):
+                slope[:, 3:-1] = ranking.drawn(self.window, hits, to_host(self.slots.keys))
         slope[:, -1] = self._gain(place, known)
         return found, slope
 
-    def _outcome_of_one(self, token: int, ranking: Ranking | None) -> tuple[Array, Array]:
+    def _outcome_of_one(self, token: int, ranking: Ranking | None, width: int) -> tuple[Array, Array]:
         """Return ``outcome`` of one token: numbers one by one take less time than arrays of one."""
-        slope = np.zeros((1, 4))
+        slope = np.zeros((1, SLOPES + width))
         places = (self.slots.tokens == token).nonzero()[0]
         right = 0.0
         if len(places):
             weights = self.window.weights[0, places]
             right = float(np.add.reduce(weights))
             if ranking is not None:
-                slope[:, :-1] = ranking.slope_of_some(self.window, places, weights, right)
+                slope[:, :3] = ranking.slope_of_some(self.window, places, weights, right)
+                if width:
+                    keys = to_host(self.slots.keys)
+                    slope[:, 3:-1] = ranking.drawn_of_some(self.window, places, weights, right, keys)
         own, place = float(self.logits[0, token]), int(self.tokens.searchsorted(token))
         behind, change = own, 0.0
         if place < len(self.tokens) and self.tokens[place] == token:

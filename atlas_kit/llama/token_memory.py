@@ -558,8 +558,8 @@ class TokenMemory:
         self.commit()
         if len(token) > self.room:
             raise InvalidParamError(f"{len(token)} tokens do not fit into a step with room for {self.room}")
-        self.watched = self.watched[:0]
-        probabilities, slope = reading.outcome(token, self.memory.config.ranking)
+        self.watched, config = self.watched[:0], self.memory.config
+        probabilities, slope = reading.outcome(token, config.ranking, config.metric_width)
         # copies of what others may write into
         hidden, token, gave = np.array(self.keys_of(reading.hidden)), np.array(token), np.array(probabilities)
         values = (hidden, reading.lse, token, reading.top, reading.features, gave, slope)
@@ -728,8 +728,9 @@ class TokenMemory:
         posterior[:, self._experts] = known[0]
         changed = dict(state.gate)
         if ranking is not None and int(state.counters["filled"]):
-            rank = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :-1], posterior[:, 2])
+            rank = ranking.update(to_host(state.gate["rank"]), rows["slope"][:, :3], posterior[:, 2])
             changed["rank"] = self._on_device(rank)
+            changed |= self.memory.turned(state, rows["hidden"], rows["slope"][:, 3:-1], posterior[:, 2])
         if int(state.counters["seen"]) or not self.settings.window_size:
             changed["w"] = self._on_device(moved["w"][0])
         return dataclasses.replace(state, gate=changed), posterior
@@ -814,7 +815,8 @@ class TokenMemory:
             and recent.ndim == 1
             and count < self.memory.config.chunk_size
             and rows_fit(
-                parts, count, recent, width=self.rows.n_embd, candidates=self.count, n_vocab=self.rows.n_vocab
+                parts, count, recent, width=self.rows.n_embd, candidates=self.count, n_vocab=self.rows.n_vocab,
+                metric=self.memory.config.metric_width,
             )
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from atlas_kit.codecs.numbers import Array
 from atlas_kit.settings.atlas_settings import GATE_FEATURES
 
-#: Three derivatives of the ranking, and that of the step size.
+#: Three derivatives of the ranking, and that of the step size; between them those of a learned metric, if there is one.
 SLOPES = 4
 #: What waits for its step to fill.
 PENDING = ("hidden", "lse", "token", "top", "features", "probabilities", "slope")
@@ -16,7 +16,14 @@ ASKED = ("gradient", "share")
 
 
 def rows_fit(
-    parts: Mapping[str, Array], count: int, recent: Array, *, width: int, candidates: int, n_vocab: int
+    parts: Mapping[str, Array],
+    count: int,
+    recent: Array,
+    *,
+    width: int,
+    candidates: int,
+    n_vocab: int,
+    metric: int = 0,
 ) -> bool:
     """Tell whether arrays from a file are what tokens could have waited with.
 
@@ -26,10 +33,21 @@ def rows_fit(
         Some of ``PENDING`` and ``ASKED``, each with this many rows.
     recent
         Tokens that came lately.
-    width, candidates, n_vocab
-        Numbers of a state, candidates of each token, tokens that there are.
+    width, candidates, n_vocab, metric
+        Numbers of a state, candidates of each token, tokens that there are, numbers of a key that a metric is learned
+        for.
     """
-    tails = ((width,), (), (), (candidates,), (GATE_FEATURES,), (3,), (SLOPES,), (width,), (candidates,))
+    tails = (
+        (width,),
+        (),
+        (),
+        (candidates,),
+        (GATE_FEATURES,),
+        (3,),
+        (SLOPES + metric,),
+        (width,),
+        (candidates,),
+    )
     shapes = {name: (count, *tail) for name, tail in zip((*PENDING, *ASKED), tails, strict=True)}
 
     def are_tokens(ids: Array) -> bool:

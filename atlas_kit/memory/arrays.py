@@ -51,6 +51,7 @@ ARRAYS = (
     ArrayRow("adaptation.mean",       "compute", ("d_key",),          "centre",     False, "what centring subtracts"),
     ArrayRow("gate.w",                "compute", ("experts - 1", "blend"), "gate",      False, "the learned blend"),
     ArrayRow("gate.rank",             "compute", ("ranking",),        "ranking",    False, "the learned ranking"),
+    ArrayRow("gate.metric",           "compute", ("d_key", "d_key"),  "metric",     False, "what turns queries"),
     *(ArrayRow(f"counters.{name}",    "int64",   (),                  "",           False, note)
       for name, note in COUNTERS.items()),
 )
@@ -65,6 +66,7 @@ CONDITIONS = {
     "centre": "features.centre is true",
     "gate": "gate is not null",
     "ranking": "ranking is not null",
+    "metric": "ranking.metric is not 0",
 }
 #: What each symbol in a shape stands for.
 SYMBOLS = {
@@ -108,6 +110,7 @@ def layout(config: MemoryConfig) -> dict[str, Expected]:
         "centre": config.features.centre,
         "gate": config.gate is not None,
         "ranking": config.ranking is not None,
+        "metric": config.ranking is not None and config.ranking.metric > 0,
     }
     types = {"compute": config.dtype, "stored": config.stored_dtype}
     sizes = {

@@ -15,7 +15,7 @@ from atlas_kit.memory import schedules
 from atlas_kit.memory._checks import is_number, is_whole
 from atlas_kit.memory.features import FEATURE_MAPS, Features
 from atlas_kit.memory.gate import Gate
-from atlas_kit.memory.modules import MODULES, Matrix, Module
+from atlas_kit.memory.modules import MODULES, Matrix, Module, WhitenedMatrix
 from atlas_kit.memory.objectives import L2, OBJECTIVES, DotProduct, Objective
 from atlas_kit.memory.ranking import Ranking
 from atlas_kit.memory.schedules import Rate, Schedule
@@ -182,7 +182,14 @@ class MemoryConfig:
             raise InvalidParamError(f"{self.gate!r} is not a Gate", key="gate")
         if self.ranking is not None and not isinstance(self.ranking, Ranking):
             raise InvalidParamError(f"{self.ranking!r} is not a Ranking", key="ranking")
+        if self.ranking is not None and self.ranking.metric and not isinstance(self.module, WhitenedMatrix):
+            raise InvalidParamError("a metric is learned on whitened states only", key="ranking")
         self.features.d_phi(self.d_k)  # raises for a feature map that cannot be built
+
+    @property
+    def metric_width(self) -> int:
+        """How many numbers of a key a metric is learned for (see ``Ranking``); 0: none is."""
+        return self.d_key if self.ranking is not None and self.ranking.metric else 0
 
     @property
     def d_phi(self) -> int:
@@ -280,6 +287,8 @@ def _to_json(value: Any) -> Any:
     """Turn a specification into JSON values, its kind first."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Ranking) and not value.metric:
+            del fields["metric"]  # earlier versions read what has none
         kind = getattr(type(value), "kind", None)
         return {"kind": kind, **fields} if isinstance(kind, str) else fields
     return list(value) if isinstance(value, tuple) else value

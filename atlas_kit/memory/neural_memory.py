@@ -166,6 +166,9 @@ class Memory:
         if config.ranking is not None:
             start = xp.asarray(config.ranking.start, self.dtype)
             gate["rank"] = xp.broadcast_to(start, (*batch, len(config.ranking.start))).copy()
+            if config.ranking.metric:
+                one = xp.eye(config.d_key, dtype=self.dtype)
+                gate["metric"] = xp.broadcast_to(one, (*batch, *one.shape)).copy()
         return MemoryState(parameters, momentum, window, adaptation, gate, counters)
 
     @backends.quiet
@@ -215,6 +218,12 @@ class Memory:
         return dataclasses.replace(
             state, parameters=empty.parameters, adaptation={**state.adaptation, **previous}
         )
+
+    def turned(
+        self, state: MemoryState, states: Array, drawn: Array, responsibility: Array
+    ) -> dict[str, Array]:
+        """Return what of ``state.gate`` is new where a metric is learned (see ``Ranking.turned``): here, none is."""
+        return {}
 
     # ---- reading
 

@@ -4,6 +4,9 @@
 ``f_j = (cos(q, k_j), log2(1 + m_j), -log a_j)``: m_j counts the tokens, from the query and the slot backwards, that are
 equal; a_j is the slot's age in tokens. The weights w are learned while reading, as the gate is: by the gradient of the
 blended loss. A query and a slot that both end a long copy are far more alike than two states with the same cosine.
+So may be what makes a query and a key alike at all: a query is multiplied with a matrix B then, which begins as 1, and
+the cosine is q B k. What the keys of the slots that were right have in common, and those of all others have not, is
+what B turns the query to.
 The paper (arXiv 2505.23735) has no such equation. Knows nothing of objectives, models or files.
 """
 
@@ -21,6 +24,8 @@ from atlas_kit.memory.backend import Array
 FEATURES = 3
 #: A step never moves a weight further than this share of its rate: one odd chunk must not undo what was learned.
 CLIP = 1.0
+#: And the metric no further, as the length of the whole matrix; nor is any of its numbers ever larger than the other.
+METRIC_CLIP, METRIC_MOST = 0.3, 1e3
 
 
 @dataclass(eq=False)
@@ -67,6 +72,9 @@ class Ranking:
         Step sizes, one for each.
     longest
         Matches count up to this many tokens.
+    metric
+        Step size at which a matrix is learned that queries are multiplied with; 0: there is none. For keys of whitened
+        states only.
 
     Raises
     ------
@@ -79,6 +87,7 @@ class Ranking:
     start: tuple[float, ...] = (14.0, 1.5, 0.1)
     rates: tuple[float, ...] = (20.0, 0.5, 0.1)
     longest: int = 16
+    metric: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("start", "rates"):
@@ -89,6 +98,8 @@ class Ranking:
             object.__setattr__(self, name, tuple(float(one) for one in value))
         if not is_whole(self.longest, 1) or self.longest > 255:
             raise InvalidParamError(f"longest is {self.longest!r}, not 1 to 255", key="longest")
+        if not is_number(self.metric) or not 0 <= self.metric <= 1e6:
+            raise InvalidParamError(f"metric is {self.metric!r}, not 0 to a million", key="metric")
 
     def read(self, w: Array, cosine: Array, match: Array, age: Array, tokens: Array) -> Ranked:
         """Rank slots.
@@ -158,6 +169,53 @@ class Ranking:
         if not p > 1e-12:
             return np.zeros((1, FEATURES))
         return np.asarray((ranked.features[:, 0, places] @ right) / p - ranked.mean)
+
+    def drawn(self, ranked: Ranked, hit: Array, keys: Array) -> Array:
+        """Return (n, d_key): how the mean key (slots, d_key) of the slots in ``hit`` differs from that of all.
+
+        Both means are weighed; 0 where no slot is hit. ``w[0]`` times this is d log p / d(q B).
+
+        >>> ranked = Ranking().read(np.zeros(3), np.zeros((1, 2)), np.zeros((1, 2), int), np.ones((1, 2)),
+        ...     np.array([5, 6]))
+        >>> Ranking().drawn(ranked, np.array([[True, False]]), np.array([[0.0, 1], [1, 0]])).tolist()
+        [[-0.5, 0.5]]
+        """
+        right = ranked.weights * hit
+        p = right.sum(axis=1)
+        known = p > 1e-12
+        right /= np.where(known, p, 1)[:, None]
+        return np.where(known[:, None], (right - ranked.weights) @ keys, 0)
+
+    def drawn_of_some(self, ranked: Ranked, places: Array, right: Array, p: float, keys: Array) -> Array:
+        """Return ``drawn`` of one query, (1, d_key); the rest is as of ``slope_of_some``."""
+        if not p > 1e-12:
+            return np.zeros((1, keys.shape[1]), keys.dtype)
+        return np.asarray((right / p) @ keys[places] - ranked.weights @ keys)
+
+    def turned(
+        self, metric: Array, queries: Array, drawn: Array, responsibility: Array, sharpness: float
+    ) -> Array:
+        """Return the metric (d_key, d_key) after a step on ``n`` tokens.
+
+        Parameters
+        ----------
+        queries, drawn
+            (n, d_key) each: the queries as they were before the metric, and what ``drawn`` returned.
+        responsibility, sharpness
+            (n,): the window's posterior. The cosine's weight w[0].
+
+        >>> ranking = Ranking(metric=1.0)
+        >>> ranking.turned(np.eye(2), np.array([[1.0, 0]]), np.array([[0, 0.25]]), np.ones(1), 1.0).tolist()
+        [[1.0, 0.25], [0.0, 1.0]]
+        """
+        known = np.isfinite(queries).all(axis=1) & np.isfinite(drawn).all(axis=1)
+        weight = responsibility * (sharpness / len(queries))
+        step = np.where(known[:, None], queries, 0).T @ np.where(known[:, None], drawn * weight[:, None], 0)
+        length = float(np.sqrt(np.square(step).sum()))
+        if not np.isfinite(length):
+            return metric
+        step *= self.metric * METRIC_CLIP / max(length, METRIC_CLIP)
+        return np.clip(metric + step, -METRIC_MOST, METRIC_MOST).astype(metric.dtype)
 
     def update(self, w: Array, slope: Array, responsibility: Array) -> Array:
         """Return the weights (3,) after a step on ``n`` tokens: slopes (n, 3), weighed by the window's posterior (n,).

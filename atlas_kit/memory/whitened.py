@@ -75,7 +75,7 @@ class WhitenedMemory(Memory):
     def read_and_direct(self, state: MemoryState, queries: Array) -> tuple[Array, Array]:
         """Return y (n, d_v) and the window's queries (n, d_key)."""
         x = self._whitened(state.parameters, queries)
-        return cut(x) @ state.parameters["W"], self.unit(x[:, : self.config.d_key])
+        return cut(x) @ state.parameters["W"], self._turned(state, self.unit(x[:, : self.config.d_key]))
 
     @backends.quiet
     def read_each(self, states: Sequence[MemoryState], queries: Array) -> tuple[Array, Array]:
@@ -94,8 +94,13 @@ class WhitenedMemory(Memory):
             for row in knowing:
                 self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
         if self.xp is not np:
-            return y, self.unit(x[:, : config.d_key])
-        return y, np.array([self._unit_of_one(one[: config.d_key]) for one in x])
+            directions = self.unit(x[:, : config.d_key])
+        else:
+            directions = np.array([self._unit_of_one(one[: config.d_key]) for one in x])
+        if any("metric" in state.gate for state in states):
+            turned = [self._turned(state, directions[row]) for row, state in enumerate(states)]
+            directions = self.xp.stack(turned)
+        return y, directions
 
     def read_one(self, state: MemoryState, query: Array) -> tuple[Array | None, Array]:
         """Return ``read_each`` of one session and its query (d_k,), on the host: y, None for zeros, and (d_key,)."""
@@ -105,7 +110,7 @@ class WhitenedMemory(Memory):
             # what is far from being too long stays as it is; how its length is rounded decides about the rest
             phi = x if x.dot(x) < 0.99 * MOST_LENGTH**2 else cut(x[None])[0]
             y = phi.dot(parameters["W"])
-        return y, self._unit_of_one(x[: self._d_key])
+        return y, self._turned(state, self._unit_of_one(x[: self._d_key]))
 
     def _unit_of_one(self, vector: Array) -> Array:
         """Return ``unit`` of one vector (d,) on the host: a product takes less time than sums of rows."""
@@ -116,7 +121,29 @@ class WhitenedMemory(Memory):
 
     def directions(self, state: MemoryState, queries: Array) -> Array:
         """Return states (n, d_k) as what the window's keys are compared with, (n, d_key)."""
-        return self.unit(self._whitened(state.parameters, queries)[:, : self.config.d_key])
+        return self._turned(state, self.keys(state, queries))
+
+    def keys(self, state: MemoryState, states: Array) -> Array:
+        """Return states (n, d_k) as the window keeps them, (n, d_key): of length 1."""
+        return self.unit(self._whitened(state.parameters, states)[:, : self.config.d_key])
+
+    @backends.quiet
+    def turned(
+        self, state: MemoryState, states: Array, drawn: Array, responsibility: Array
+    ) -> dict[str, Array]:
+        """Return what of ``state.gate`` is new after what came behind ``states`` (n, d_k), on the host."""
+        ranking = self.config.ranking
+        if ranking is None or not ranking.metric or not self.is_whitened(state):
+            return {}
+        queries = backends.to_host(self.keys(state, self.xp.asarray(states, self.dtype)))
+        metric, sharpness = backends.to_host(state.gate["metric"]), float(state.gate["rank"][0])
+        return {"metric": self.xp.asarray(ranking.turned(metric, queries, drawn, responsibility, sharpness))}
+
+    @staticmethod
+    def _turned(state: MemoryState, keys: Array) -> Array:
+        """Return queries (..., d_key) as the learned metric turns them, where there is one."""
+        metric = state.gate.get("metric")
+        return keys if metric is None else keys @ metric
 
     @staticmethod
     def _whitened(parameters: Mapping[str, Array], states: Array) -> Array:

@@ -112,7 +112,12 @@ WAITING = (
     KeptRow("top", "int64", ("n", "candidates"), "the model's most likely tokens"),
     KeptRow("features", "float64", ("n", "5"), "what the gate looks at"),
     KeptRow("probabilities", "float64", ("n", "3"), "of the token that came: model, with memory, window"),
-    KeptRow("slope", "float64", ("n", "4"), "three derivatives of the ranking, and that of the step size"),
+    KeptRow(
+        "slope",
+        "float64",
+        ("n", "4 or more"),
+        "three derivatives of the ranking, those of a metric where one is learned, and that of the step size",
+    ),
     KeptRow("gradient", "float32", ("n", "width"), "if whitened: the gradient of the answer", True),
     KeptRow("share", "float32", ("n", "candidates"), "if whitened: the gradient of `top`'s logits", True),
     KeptRow("recent", "int32", ("at most 1024",), "tokens that came lately, oldest first"),

@@ -25,6 +25,8 @@ GATE_FEATURES, GATE_RATE = 5, 0.2
 WHITENED = "whitened"
 FEATURES = (WHITENED, "polynomial", "sparse", "fourier")
 STATES = ("final", "middle")
+LIKENESS = ("cosine", "learned")
+METRIC_RATE = 1.0  #: step size of what is learned of likeness
 #: What the gate starts from beside a whitened memory, for the learned part and the window: what it came to on several
 #: texts, with little weight for a window that is still short, so that the first thousand tokens lose nothing.
 GATE_START = ((-0.5, 0.0, 0.3, 0.0, 0.0), (-3.0, 0.3, 0.0, 1.0, 1.5))
@@ -120,6 +122,10 @@ class AtlasSettings:
     chunk_size: int = _row(STEPS, "tokens per step of the learned memory", 1, 256)
     sharpness: float = _row(14.0, "theta of the softmax over cosines in the window; learned from there", 0.01, 1000.0)
     ranking: bool = _row(True, "also rank the window by what preceded and by age, learned while reading")
+    likeness: str = _row(
+        "cosine", "what makes a query like a key of the window: cosine, or learned while reading (whitened)", None,
+        None, *LIKENESS
+    )
     candidates: int = _row(192, "most likely tokens whose logits the memory corrects; 0: all", 0, 1 << 24)
     episode_tokens: int = _row(
         1_000_000, "tokens of what was read and said that are kept; 0: none", 0, 1 << 30
@@ -279,17 +285,17 @@ class AtlasSettings:
             window_size=self.window_size,
             window_dtype="float16",
             gate=Gate(1 + learns + (self.window_size > 0), GATE_FEATURES, rate=GATE_RATE, start=start),
-            ranking=self._ranking() if self.window_size else None,
+            ranking=self._ranking(METRIC_RATE * (self.likeness == "learned")) if self.window_size else None,
             warmup_tokens=self.warmup_tokens if learns else NEVER,
         )
 
-    def _ranking(self) -> Any:
+    def _ranking(self, metric: float = 0.0) -> Any:
         from atlas_kit.memory import Ranking
 
         default = Ranking()
         if self.ranking:
-            return Ranking((self.sharpness, *default.start[1:]))
-        return Ranking((self.sharpness, 0.0, 0.0), (0.0, 0.0, 0.0))
+            return Ranking((self.sharpness, *default.start[1:]), metric=metric)
+        return Ranking((self.sharpness, 0.0, 0.0), (0.0, 0.0, 0.0), metric=metric)
 
     def _map(self) -> Any:
         from atlas_kit.memory import Polynomial

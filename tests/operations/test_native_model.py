@@ -56,7 +56,7 @@ TINY = tiny_llama(layers=1)
 ODD = AtlasSettings(
     window_size=77, learning_rate=0.1, polynomial_degree=1, use_muon=True, memory_dim=9, warmup_tokens=5,
     blend_ratio=0.3, features="sparse", memory_rank=55, even_steps=44, states="middle", omega_window=33, chunk_size=7,
-    sharpness=12.5,
+    sharpness=12.5, likeness="learned",
     ranking=False, candidates=99, episode_tokens=5, recall="off", recall_segments=2, recall_gate=0.25,
 )  # fmt: skip
 BASE = (KV("atlas.version", U32, 1), KV("atlas.enabled", BOOL, 1))

@@ -242,7 +242,9 @@ def of_texts(
     )
     memories = {
         "none": None,
-        "polynomial": chosen.replace(features="polynomial", candidates=256, states="final"),
+        "polynomial": chosen.replace(
+            features="polynomial", candidates=256, states="final", chunk_size=16, likeness="cosine"
+        ),
         **({"final": chosen.replace(states="final")} if chosen.looks_inside else {}),
         "atlas": chosen,
     }

@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "sharpness": (10.0, 20.0),
     "ranking": (False,),
     "states": ("final", "middle"),
+    "likeness": ("cosine", "learned"),
 }
 
 

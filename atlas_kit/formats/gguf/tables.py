@@ -492,6 +492,11 @@ ATLAS_KEYS: tuple[KeyRow, ...] = (
     KeyRow("atlas.memory.chunk_size", "u32", "tokens per step of the learned memory"),
     KeyRow("atlas.memory.sharpness", "f64", "theta of the softmax over cosines in the window; learned from there"),
     KeyRow("atlas.memory.ranking", "bool", "also rank the window by what preceded and by age, learned while reading"),
+    KeyRow(
+        "atlas.memory.likeness",
+        "str",
+        "what makes a query like a key of the window: cosine, or learned while reading (whitened)",
+    ),
     KeyRow("atlas.memory.candidates", "u32", "most likely tokens whose logits the memory corrects; 0: all"),
     KeyRow("atlas.memory.episode_tokens", "u32", "tokens of what was read and said that are kept; 0: none"),
     KeyRow("atlas.memory.recall", "str", "read again what helps with a question: auto, off, or always the best"),
