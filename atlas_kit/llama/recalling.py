@@ -113,10 +113,6 @@ class Recall:
         Pieces that the model reads to judge them, at most.
     window
         Tokens of a piece at most when it is judged.
-    narrow
-        The same of a document's, in which much else stands around what is asked for: more of them are judged so with as
-        much to read. Of 55 questions in other words (words half) SmolLM2-135M judged a piece that grows to the answer
-        for 33 with 48 tokens, and for 28 with 80.
     read
         Tokens that are read to judge them, at most, with the question behind each piece.
     lead
@@ -142,7 +138,6 @@ class Recall:
     candidates: int = 12
     tokens: int = 112
     window: int = 80
-    narrow: int = 48
     read: int = 480
     lead: float = 0.05
     sure: float = 2.0
@@ -291,8 +286,9 @@ def candidates(
     there: Piece | None = None
     left = recall.read
     for segment, window, score in _windows(
-        episodes, _with_answered(episodes, _merged(rows)), like, leading, recall, question
-    ):
+        episodes, _with_answered(episodes, _merged(rows)), like, leading, min(recall.window, recall.tokens),
+        question,
+    ):  # fmt: skip
         start, stop = window.start, window.stop
         inside = episodes.text(start, stop)
         if not set(words(inside)) - said or _is_question(segment, inside):
@@ -321,16 +317,14 @@ def candidates(
 
 
 def _windows(
-    episodes: Episodes, found: Sequence[Found], like: Question, said: frozenset[str], recall: Recall,
-    question: str,
-) -> Iterator[tuple[Segment, Window, float]]:  # fmt: skip
+    episodes: Episodes, found: Sequence[Found], like: Question, said: frozenset[str], most: int, question: str
+) -> Iterator[tuple[Segment, Window, float]]:
     """Give runs of sentences of what was found, those most like the question first; none overlaps another."""
     wants_all = not _YOU.isdisjoint(words(question)) or bool(_YOU_SPACELESS.search(question))
     every = [
         (window, segment, score, part)
         for segment, score in found[:SEARCHED]
         for part in (1.0 if wants_all else _part_of(episodes, segment),)
-        for most in (min(recall.window if segment.kind in TURNS else recall.narrow, recall.tokens),)
         for window in windows(episodes, segment, like, said, most, _answer_to(episodes, segment))
         if window.score > 0 or window.common
     ]
