@@ -21,6 +21,7 @@ from tools.bench._recall_set import (
     GENERAL,
     GROUPS,
     HALVES,
+    WORDS,
     Episode,
     Question,
     first,
@@ -55,13 +56,21 @@ def test_enough_is_asked_and_nothing_twice() -> None:
     assert len(report.questions) >= 120
     assert len(report.general) >= 50
     for part in ("questions", "general"):
-        asked = [{one.ask for one in getattr(chosen, part)} for chosen in (tune, report)]
-        assert not asked[0] & asked[1]
-    sources = [{one.source for one in chosen.episodes if one.source} for chosen in (tune, report)]
-    assert not sources[0] & sources[1]
+        asked = [{one.ask for one in getattr(chosen, part)} for chosen in (tune, load(WORDS), report)]
+        assert sum(map(len, asked)) == len(set.union(*asked))
+    sources = [
+        {one.source for one in chosen.episodes if one.source} for chosen in (tune, load(WORDS), report)
+    ]
+    assert sum(map(len, sources)) == len(set.union(*sources))
 
 
-@pytest.mark.parametrize("half", HALVES)
+def test_more_is_asked_in_other_words_alone() -> None:
+    chosen = load(WORDS)
+    assert len(chosen.questions) >= 50
+    assert {one.group for one in chosen.questions} == {"far"}
+
+
+@pytest.mark.parametrize("half", [*HALVES, WORDS])
 def test_a_passage_says_the_answer_and_the_question_does_not(half: str) -> None:
     chosen = load(half)
     for one in chosen.questions:

@@ -2,7 +2,8 @@
 
 A set is a folder in ``sets/``: documents (``*.txt``), a conversation (``talk.txt``, a turn a line), ``questions.json``
 about both, and ``general.json`` with questions that have nothing to do with them. ``tune`` is there to choose settings
-by, ``report`` is what is reported. Knows nothing about models.
+by, ``report`` is what is reported. ``words`` has documents alone, asked for in other words, for the same as ``tune``.
+Knows nothing about models.
 
 An answer is judged by its key words. ``right`` are alternatives, one of which must come, as whole words or with an
 English ending; ``a & b`` wants both, ``burn*`` any word that begins so. Where one of ``wrong`` (what a look-alike or a
@@ -23,6 +24,8 @@ from typing import Any
 
 SETS = Path(__file__).resolve().parent / "sets"
 HALVES = ("tune", "report")
+#: What there is beside the halves: more questions to choose settings by.
+WORDS = "words"
 TALK = "talk.txt"
 DOCUMENT, USER, ASSISTANT = "document", "user", "assistant"
 #: Groups of questions, in the order of the table, and what they are.

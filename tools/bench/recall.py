@@ -2,6 +2,7 @@
 
     python tools/bench/recall.py --model smollm2            # the report half; make real-models fetches the models
     python tools/bench/recall.py --half tune                # the half that settings are chosen by
+    python tools/bench/recall.py --half words               # 55 more questions to choose them by, in other words
     python tools/bench/recall.py --only alone --only ask --group turn
     python tools/bench/recall.py --save                     # also write tools/bench/results/recall-MODEL.json
 
@@ -33,6 +34,7 @@ from tools.bench._recall_set import (  # noqa: E402
     GENERAL,
     GROUPS,
     HALVES,
+    WORDS,
     Episode,
     Question,
     RecallSet,
@@ -319,7 +321,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     found = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     found.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)}, or a GGUF file (smollm2)")
-    found.add_argument("--half", choices=HALVES, default="report", help="which questions (report)")
+    found.add_argument("--half", choices=[*HALVES, WORDS], default="report", help="which questions (report)")
     found.add_argument("--only", action="append", choices=list(COLUMNS), help="this column (more than once)")
     found.add_argument("--group", action="append", choices=[*GROUPS, GENERAL], help="these questions alone")
     found.add_argument("--threads", type=int, default=1, help="threads of llama.cpp (1)")
