@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
+from waiting import LONG
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Playwright
@@ -39,6 +40,8 @@ CHROMIUM_ARGUMENTS = [
 NOT_OURS = "/static/notebook/notebook_core."
 #: How many times slower than this machine the pages are: ``ATLAS_SLOW_BROWSER=6`` finds tests that are in a hurry.
 SLOWER = float(os.environ.get("ATLAS_SLOW_BROWSER", "1"))
+#: Milliseconds after which a page has failed.
+PATIENCE = 1000 * LONG * max(1, SLOWER)
 LOCAL_SCHEMES = {"about", "blob", "data", "chrome-error"}
 
 
@@ -94,9 +97,7 @@ def browser() -> Iterator[Browser]:
     """Return a running Chromium."""
     from playwright.sync_api import expect, sync_playwright
 
-    expect.set_options(
-        timeout=30_000 * max(1, SLOWER)
-    )  # a busy machine is slow, and what is right does not wait
+    expect.set_options(timeout=PATIENCE)  # a busy machine is slow, and what is right does not wait
     with sync_playwright() as playwright:
         path = find_chromium(playwright)
         if path is None:
@@ -118,7 +119,7 @@ def _context(browser: Browser) -> Iterator[tuple[BrowserContext, Watch]]:
     context = browser.new_context(
         viewport={"width": 1280, "height": 900}, reduced_motion="reduce", accept_downloads=True
     )
-    context.set_default_timeout(30_000 * max(1, SLOWER))
+    context.set_default_timeout(PATIENCE)
     if SLOWER > 1:
         context.on("page", _slow_down)
     yield context, Watch(context)

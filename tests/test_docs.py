@@ -23,7 +23,7 @@ from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.formats.gguf.vocabulary import Vocabulary
 from atlas_kit.persistence.episode_entries import put_episodes
 from tests.conftest import SAMPLES
-from tests.waiting import free_port
+from tests.waiting import LONG, free_port
 from tools import make_sample_data as maker
 from tools import reference, site_hooks
 from tools import sample_writers as writers
@@ -212,7 +212,7 @@ def serve_for_a_moment(line, folder, env):
                 if "listening at" in text:
                     break
             server.terminate()
-            rest = server.communicate(timeout=60)[1]
+            rest = server.communicate(timeout=LONG)[1]
         finally:
             server.kill()
         assert server.returncode == 0, f"$ {line}\n{''.join(said)}{rest}"

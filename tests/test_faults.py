@@ -22,6 +22,7 @@ import pytest
 
 from atlas_kit.errors import AtlasError, ConflictError, FileAccessError, LockedError, TruncatedError
 from atlas_kit.formats.atlas import MemoryFile
+from tests.waiting import LONG
 
 KEY = bytes(range(32))
 VERSIONS = [1, 2, 3]
@@ -398,7 +399,7 @@ def test_readers_beside_a_writer_see_whole_states(tmp_path: Path, version: int, 
     pid = os.fork()
     if pid == 0:
         save_for_ever(path, version, how)
-    seen = results.get(timeout=60)
+    seen = results.get(timeout=LONG)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     reader.join()

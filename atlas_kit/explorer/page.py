@@ -27,6 +27,8 @@ POINTS, READINGS = 240, 100
 #: Okabe and Ito's colours that can be seen on white and on black; the dashes tell them apart in print.
 COLOURS = ("#0072b2", "#d55e00", "#7f7f7f", "#009e73", "#cc79a7", "#56b4e9")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
+#: How many times the spread of a calm curve all of it may have until its wild beginning is cut off, as in a live lab.
+WILD = 3
 _WIDE, _HIGH, _LEFT, _BOTTOM, _TOP = 900, 260, 64, 34, 12
 
 
@@ -187,14 +189,24 @@ def picture(png: bytes, alt: str) -> str:
     return f'<img src="data:image/png;base64,{source}" alt="{html.escape(alt)}"/>'
 
 
-def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> str:
-    """Return lines as a picture that says the values under the pointer."""
+def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str, *, wild: float = 0) -> str:
+    """Return lines as a picture that says the values under the pointer.
+
+    ``wild``: what comes before this x may be large; where it would press the rest flat it is cut off, and it is said.
+    """
     drawn = [(line, *_thinned(line)) for line in lines if len(line.x)]
     finite = [(x[good], y[good]) for _, x, y in drawn if (good := np.isfinite(x) & np.isfinite(y)).any()]
     if not finite:
         return '<p class="ak-dim">There is nothing to draw yet.</p>'
     low_x, high_x = (float(pick([pick(x) for x, _ in finite])) for pick in (min, max))
-    low, high = (float(pick([pick(y) for _, y in finite])) for pick in (min, max))
+    low, most = (float(pick([pick(y) for _, y in finite])) for pick in (min, max))
+    high = most
+    calm = [some for x, y in finite if len(some := y[x >= wild])]
+    if wild and calm:
+        least, largest = (float(pick([pick(y) for y in calm])) for pick in (min, max))
+        if most - low > WILD * max(largest - least, 0.5):
+            high = largest + 0.08 * (largest - low)
+    cut = most > high
     high_x, high = high_x if high_x > low_x else low_x + 1, high if high > low else low + 1
 
     def across(x: float) -> float:
@@ -217,10 +229,16 @@ def curves(lines: Sequence[Curve], x_label: str, y_label: str, title: str) -> st
         f'stroke-dasharray="{DASHES[at % len(DASHES)]}"'
         for at, (line, *_) in enumerate(drawn)
     ]
+    if cut:  # a picture in the picture: what leaves it is not drawn
+        wide, tall = _WIDE - _LEFT - 24, _HIGH - _TOP - _BOTTOM + 2
+        place = f'x="{_LEFT}" y="{_TOP}" width="{wide}" height="{tall}"'
+        parts.append(f'<svg {place} viewBox="{_LEFT} {_TOP} {wide} {tall}">')
     for style, (_, xs, ys) in zip(looks, drawn, strict=True):
         for run in _runs(xs, ys):
             points = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in run)
             parts.append(f'<polyline points="{points}" fill="none" stroke-width="1.8" {style}/>')
+    if cut:
+        parts.append(f'</svg><text x="{_LEFT + 6}" y="{_TOP + 26}">▴ up to {number(_short(most))}</text>')
     parts += _readings(drawn, across)
     legend = "".join(
         f'<span style="margin-right:1.4em;display:inline-block"><svg width="26" height="8" style="display:inline">'

@@ -24,6 +24,7 @@ import numpy as np
 from atlas_kit.errors import AtlasError, ClosedError, InvalidParamError
 from atlas_kit.llama.arguments import tokens_of
 from atlas_kit.llama.engine import Engine, Feed, Outputs
+from atlas_kit.llama.helping_hand import HelpingHand
 from atlas_kit.llama.interrupts import interrupts_put_off
 from atlas_kit.llama.session import AtlasSession
 from atlas_kit.llama.stage_times import StageTimes
@@ -40,6 +41,9 @@ LEARN_AT_ONCE, SPREAD = 2, 8
 BESIDE_AT_ONCE, BESIDE_SPREAD = 1, 16
 #: Texts that are read for one session that generates, from which on as much of them is decoded at once as can be.
 MOSTLY = 2
+#: Sessions that have said something, from which on another thread learns it beside the decode: to wake that takes as
+#: long as to learn for one of them.
+WORTH_WAKING = 3
 #: Bytes of outputs that are copied so that one half can go on beside the other's decode. Those of a long text beside a
 #: large vocabulary are several hundred megabytes: they are used up where they are.
 MOST_COPIED = 64 << 20
@@ -328,9 +332,13 @@ class Job:
 
 
 class Batches:
-    """The sessions' work on one engine, and which of it is decoded next."""
+    """The sessions' work on one engine, and which of it is decoded next.
 
-    def __init__(self, engine: Any) -> None:
+    ``learns_beside``: where there is room, tokens that were said are learned beside their decode, so that until then
+    memories lack them: whoever looks into one from outside asks for ``catch_up`` first.
+    """
+
+    def __init__(self, engine: Any, *, learns_beside: bool = False) -> None:
         self.engine = engine
         self.jobs: list[Job] = []
         self._queues: dict[AtlasSession, deque[Job]] = {}
@@ -341,6 +349,7 @@ class Batches:
         # a small model leaves processors free while it decodes; threads of a large one would wait for each other
         self._processors = len(os.sched_getaffinity(0))
         self._room_beside = getattr(engine, "n_threads", 1) < self._processors
+        self._hand = HelpingHand("atlas-hand") if learns_beside and self._room_beside else None
         self._limits: dict[AtlasSession, int] = {}  # the sessions' own, while they have work here
 
     def add(self, job: Job) -> None:
@@ -349,7 +358,7 @@ class Batches:
         self._limits.setdefault(job.session, job.session.feed_limit)
         # half a batch each, so that somebody's long text does not keep others waiting for more than one decode
         job.session.feed_limit = max(1, self.engine.n_batch // 2)
-        job.session.puts_off = True
+        job.session.puts_off, job.session.learns_beside = True, self._hand is not None
         self._queues.setdefault(job.session, deque()).append(job)
         self.jobs.append(job)
 
@@ -404,6 +413,12 @@ class Batches:
             job.waiting is not None or job.over or job.ending is not None or self._may_go_on(job)
             for job in self.jobs
         )
+
+    def catch_up(self) -> None:
+        """Let memories learn all that was said."""
+        for job in self.jobs:
+            if job.waiting is not None and job.waiting.later is not None:
+                job.waiting.later.do()
 
     def abandon(self, error: Exception) -> None:
         """End all work with an error; as nothing of it may be half done, the sessions' contexts are forgotten."""
@@ -469,7 +484,9 @@ class Batches:
         return self._other.submit(function, *args)
 
     def close(self) -> None:
-        """End the other thread, if there is one."""
+        """End the other threads, if there are any."""
+        if self._hand is not None:
+            self._hand.close()
         if self._other is not None:
             self._other.shutdown()
             self._other = None
@@ -543,14 +560,23 @@ class Batches:
         if not batch:
             _end(ending, {id(job): error for job, error in _failures(ending)})
             return
-        learned = self._learning([*(job for job in batch if job.session.due), *ending])
         failed: dict[int, Exception] = {}
         pairs = [(job, job.waiting) for job in batch if job.waiting is not None]
         steps = [step for _, step in pairs]
+        if (hand := self._hand) is not None:
+            later = [step.later for step in steps if step.later is not None]
+            if len(later) >= WORTH_WAKING:
+                hand.give(later)
+            else:
+                for one in later:
+                    one.do()
+        learned = self._learning([*(job for job in batch if job.session.due), *ending])
         try:
             try:
                 found = self._decode(steps)
             finally:
+                if hand is not None:
+                    hand.take_back()
                 failed = learned()
                 _end(ending, failed)
         except AtlasError as error:
@@ -618,6 +644,9 @@ class Batches:
         failed: dict[int, Exception] = {}
         decoding = self._beside(self._decode_apart, [step for _, step in pairs], due) if pairs else None
         try:
+            for _, step in pairs:
+                if step.later is not None:
+                    step.later.do()
             events = self._go_on(list(self._fresh))
             failed.update((id(job), error) for job, error in _failures(due))
         finally:
@@ -729,7 +758,7 @@ class Batches:
             if not queue:
                 del self._queues[job.session]
                 job.session.feed_limit = self._limits.pop(job.session)
-                job.session.puts_off = False
+                job.session.puts_off = job.session.learns_beside = False
 
 
 def _only_generates(job: Job) -> bool:

@@ -78,8 +78,8 @@ class Inside(Protocol):
     def _kept(self) -> int:
         """Return how many tokens at the beginning of the context stay when it is full."""
 
-    def _again(self, tokens: list[int]) -> Work[None]:
-        """Read tokens that the memory knows already."""
+    def _output_at(self, outputs: Outputs, index: int, token: int) -> LastOutput:
+        """Keep the last row of some outputs."""
 
     def _next(self, work: Generator[Any, Any, Any], item: Step | Token | None) -> Any:
         """Do what some work asked for, and return what it asks for next."""

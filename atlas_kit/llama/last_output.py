@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from atlas_kit.codecs.numbers import Array
 
 if TYPE_CHECKING:
@@ -26,6 +28,13 @@ class LastOutput:
         """Copy what the engine's next decode overwrites."""
         self.logits = self.logits.copy()
         self.hidden = None if self.hidden is None else self.hidden.copy()
+
+    def arrays(self, width: int | None) -> dict[str, Array]:
+        """Return copies of logits and state, of this width: what ``last_output_of`` takes."""
+        found = {"logits": np.array(self.logits, np.float32).reshape(1, -1)}
+        if self.hidden is None:
+            return found
+        return {**found, "hidden": np.array(self.hidden[:, :width], np.float32)}
 
 
 def last_output_of(output: Mapping[str, Array], token: int) -> LastOutput:

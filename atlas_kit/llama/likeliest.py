@@ -1,7 +1,8 @@
 """The likeliest tokens of model and blend after each of some tokens, for who looks on while a session learns.
 
 The same as the first few of ``Reading.log_probabilities`` row by row over the whole vocabulary, for a small part of the
-time: what is neither a candidate nor in the window is less likely than the model's own first few, which are.
+time: what is neither a candidate nor in the window is less likely than the model's own first few, which are. While a
+lab is open this is most of what it costs the thread that learns, so it makes few calls on few numbers.
 """
 
 from __future__ import annotations
@@ -15,14 +16,11 @@ from atlas_kit.codecs.numbers import Array
 if TYPE_CHECKING:
     from atlas_kit.llama.reading import Reading
 
-#: Columns go side by side in groups of so many, whose maxima bound what can be among the likeliest.
-_GROUPS = 32
-
 
 class Likeliest:
-    """Finds the ``count`` likeliest tokens, 32 at most.
+    """Finds the ``count`` likeliest tokens.
 
-    One thread may use it at a time: it keeps a table of the vocabulary.
+    One thread may use it at a time: it keeps a table of the vocabulary, and room for numbers.
 
     >>> found = Likeliest(2)
     >>> tokens, p = found.first(np.array([5, 7, 9]), np.array([[0.125, 0.5, 0.375]]))
@@ -33,9 +31,17 @@ class Likeliest:
     def __init__(self, count: int) -> None:
         self._count = count
         self._column = np.empty(0, np.intp)  # of each token; -1 between two questions
+        # of a whitened memory: where tokens are among its candidates, and among those that its window held
+        self._places = self._held = self._distinct = np.empty(0, np.intp)
+        # room that is kept: arrays of this size that come and go cost their pages each time
+        self._numbers = np.empty(0, np.float32)
 
     def of(self, reading: Reading) -> tuple[Array, Array]:
         """Return tokens (n, 2, count) of model and blend, likeliest first, and their probabilities; -1 and 0: none."""
+        if reading.pull is not None and reading.top.shape[1] >= self._count:
+            found = self._of_own(reading)
+            if found is not None:
+                return found
         some = reading.top
         if min(some.shape[1], len(reading.tokens)) >= self._count:
             names, before, behind = reading.tokens, reading.before, reading.behind
@@ -48,6 +54,113 @@ class Likeliest:
         tokens[:, 1], p[:, 1] = self.first(*self._blend(reading, names, before, behind))
         np.maximum(p, 0, out=p)  # what is there in no place, or no number
         return tokens, p
+
+    def _of_own(self, reading: Reading) -> tuple[Array, Array] | None:
+        """Return the same of a whitened memory, which moves each token's own candidates only.
+
+        Looked at are those and what the window holds: all others are as likely as for the model, but for the
+        normaliser. None where one of these might be among the likeliest.
+        """
+        top = reading.top
+        n, known = top.shape
+        rows = np.arange(2 * n)[:, None]
+        row = rows[:n]
+        lse = reading.lse.astype(np.float32)[:, None]
+        model, memory, window = reading.weights.astype(np.float32).T[:, :, None]
+        others = model + memory * np.exp(lse - reading.log_z.astype(np.float32)[:, None])
+        seen, column, place, at = self._seen(reading)
+        # the candidates, a column that is empty, what the window holds, what the vocabulary lacks
+        width = known + len(seen) + 2
+        z = self._room(2 * n, width)
+        at = at + row * len(reading.tokens)
+        own = reading.own.take(at, mode="clip")
+        own -= lse
+        np.exp(own, out=own)
+        z[:n, :known], z[:n, known:] = own, -1
+        least = own.min(axis=1, keepdims=True)
+        own *= model
+        moved = reading.behind.take(at, mode="clip").astype(np.float32)
+        moved *= memory
+        own += moved
+        blend = z[n:]
+        if len(seen):
+            held = blend[:, known + 1 : known + len(seen) + 2]
+            for weights, mass in zip(reading.window.weights, held, strict=True):
+                mass[:] = np.bincount(column, weights, len(seen) + 1)
+            held *= window
+            blend[:, known] = 0
+            place = place + (row * width + known + 1)  # -1: the empty column
+            flat = blend.reshape(-1)
+            own += flat.take(place, mode="clip")
+            rest = reading.logits.take(seen, axis=1, mode="clip")
+            rest -= lse
+            np.exp(rest, out=rest)
+            rest *= others
+            held[:, :-1] += rest
+            flat.put(place, -1, mode="clip")  # a token has one column
+        blend[:, :known] = own
+        blend[:, known] = blend[:, -1] = -1
+        where, p = self._largest(z)
+        if not (p[n:, -1:] >= others * least).all():
+            return None
+        tokens = top.take(np.minimum(where, known - 1) + rows % n * known)
+        if len(seen):
+            tokens = np.where(where < known, tokens, seen.take(where - known - 1, mode="clip"))
+        both = tokens.reshape(2, n, -1).transpose(1, 0, 2).astype(np.int32)
+        return both, p.reshape(2, n, -1).transpose(1, 0, 2)
+
+    def _seen(self, reading: Reading) -> tuple[Array, Array, Array, Array]:
+        """Return the window's distinct tokens (T,), and where tokens are among them and among the candidates.
+
+        Returns
+        -------
+        seen, column, place, at
+            (T,), some of which may have left the window; (slots,): each slot's, T where the vocabulary lacks it;
+            (n, K), (n, K): of each row's own candidates the place in ``seen``, -1 of those that are not there, and
+            in ``reading.tokens``.
+        """
+        n_vocab = reading.logits.shape[1]
+        if len(self._places) != n_vocab:
+            self._places, self._held = np.empty(n_vocab, np.intp), np.full(n_vocab, -1, np.intp)
+            self._distinct = np.empty(0, np.int64)
+        self._places[reading.tokens] = np.arange(len(reading.tokens))
+        tokens, strange = self._sane(reading, int(reading.top[0, 0]))
+        if len(self._distinct) > len(tokens):  # most of them have left
+            self._held[self._distinct] = -1
+            self._distinct = self._distinct[:0]
+        held, known = self._held, len(self._distinct)
+        column = held.take(tokens)
+        new = tokens[column < 0]
+        if len(new):
+            some = np.arange(len(new))
+            held[new] = some  # of each token, one stays
+            new = new[held[new] == some]
+            held[new] = np.arange(known, known + len(new))
+            self._distinct = np.concatenate((self._distinct, new))
+            column = held.take(tokens)
+        if strange is not None:
+            column[strange] = len(self._distinct)
+        return self._distinct, column, held.take(reading.top), self._places.take(reading.top)
+
+    def _table(self, n_vocab: int) -> Array:
+        if len(self._column) != n_vocab:
+            self._column = np.full(n_vocab, -1, np.intp)
+        return self._column
+
+    def _room(self, rows: int, columns: int) -> Array:
+        """Return an array (rows, columns) of any numbers, until this is asked again."""
+        if len(self._numbers) < rows * columns:
+            self._numbers = np.empty(rows * columns * 3 // 2, np.float32)
+        return self._numbers[: rows * columns].reshape(rows, columns)
+
+    def _sane(self, reading: Reading, instead: int) -> tuple[Array, Array | None]:
+        """Return the window's tokens (slots,), ``instead`` of those that the vocabulary lacks, and which these are."""
+        tokens, n_vocab = reading.slots.tokens, reading.logits.shape[1]
+        # those below zero are large there
+        if not len(tokens) or int(tokens.view(np.uint64).max()) < n_vocab:
+            return tokens, None
+        strange = (tokens < 0) | (tokens >= n_vocab)
+        return np.where(strange, instead, tokens), strange
 
     def _wider(self, reading: Reading) -> tuple[Array, Array, Array, Array]:
         """Return the model's likeliest (n, count), and candidates, where the memory corrects fewer or is none.
@@ -72,8 +185,7 @@ class Likeliest:
         known = len(names)
         column, names = self._columns(names, reading)
         width = len(names)
-        p = np.empty((len(reading), -(-max(width, 1) // _GROUPS) * _GROUPS), np.float32)
-        p[:, width:] = -1
+        p = np.empty((len(reading), width), np.float32)
         p[:, :known] = behind
         p[:, :known] *= memory
         p[:, :known] += before.astype(np.float32, order="C") * model
@@ -93,16 +205,10 @@ class Likeliest:
 
         A token that the vocabulary lacks, which a damaged memory may hold, has the column behind the last.
         """
-        tokens, n_vocab = reading.slots.tokens, reading.logits.shape[1]
-        if not len(tokens):
-            return tokens, names
-        strange = None
-        if int(tokens.view(np.uint64).max()) >= n_vocab:  # those below zero are large there
-            strange = (tokens < 0) | (tokens >= n_vocab)
-            tokens = np.where(strange, names[0], tokens)
-        if len(self._column) != n_vocab:
-            self._column = np.full(n_vocab, -1, np.intp)
-        table, known = self._column, len(names)
+        if not len(reading.slots.tokens):
+            return reading.slots.tokens, names
+        tokens, strange = self._sane(reading, int(names[0]))
+        table, known = self._table(reading.logits.shape[1]), len(names)
         table[names] = np.arange(known)
         column = table[tokens]
         new = tokens[column < 0]
@@ -123,23 +229,20 @@ class Likeliest:
 
         ``names`` is (n, T), or (T,) or fewer, the same for all rows; what lies behind these is smaller in z.
         """
-        n, count = len(z), self._count
-        if z.shape[1] % _GROUPS:
-            z = np.pad(z, ((0, 0), (0, -z.shape[1] % _GROUPS)), constant_values=-np.inf)
-        width = z.shape[1]
-        # the largest of each group is one of the numbers: at least `count` of all are no smaller than the bound
-        largest, groups = z, width
-        while groups % 2 == 0 and groups > _GROUPS:
-            groups //= 2
-            largest = np.maximum(largest[:, :groups], largest[:, groups:])
-        bound = np.partition(largest, groups - count, axis=1)[:, groups - count, None]
-        places = (z >= bound).ravel().nonzero()[0]
-        rows, some = places // width, z.ravel()[places]
-        start = rows.searchsorted(np.arange(n + 1))
-        if (start[1:] - start[:-1]).min() < count:  # a model whose logits are no numbers
-            return self.first(names, np.nan_to_num(z, nan=-np.inf))
-        place = np.lexsort((-some, rows))[start[:-1, None] + np.arange(count)]
-        at, last = places[place] % width, names.shape[-1] - 1
-        found = np.minimum(at, last)
-        tokens = names[found] if names.ndim == 1 else names[np.arange(n)[:, None], found]
-        return np.where(at <= last, tokens, -1).astype(np.int32), some[place]
+        at, best = self._largest(z.copy())
+        tokens = names[at] if names.ndim == 1 else names[np.arange(len(z))[:, None], at]
+        return np.where(best > -np.inf, tokens, -1).astype(np.int32), best
+
+    def _largest(self, z: Array) -> tuple[Array, Array]:
+        """Return the columns of the largest of z (n, T), largest first, and these; z is used up."""
+        n, width = z.shape
+        row, flat = np.arange(n) * width, z.reshape(-1)
+        places, best = np.empty((self._count, n), np.intp), np.empty((self._count, n), z.dtype)
+        for place, largest in zip(places, best, strict=True):
+            np.add(z.argmax(axis=1), row, out=place)
+            flat.take(place, out=largest, mode="clip")
+            flat.put(place, -np.inf, mode="clip")
+        if np.isnan(best).any():  # a model whose logits are no numbers
+            flat[places[::-1].ravel()] = best[::-1].ravel()
+            return self._largest(np.nan_to_num(z, nan=-np.inf, posinf=np.inf))
+        return (places - row).T, best.T

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -79,6 +79,14 @@ class SlotRow:
 
 
 NO_SLOTS = Slots(np.empty((0, 0), np.float32), np.empty(0, np.int64))
+
+
+class NoReadout:
+    """For a memory that never learns: its objective is asked for a loss all the same."""
+
+    def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return no loss and no gradient of answers (n, n_embd)."""
+        return y[..., 0] * 0, y * 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -288,6 +296,17 @@ class Reading:
         """Return the blended probability (n,) from what ``probabilities_of`` gave."""
         mixed: Array = (self.weights * probabilities).sum(axis=1)
         return mixed
+
+    def log_gave(self, p: Array) -> Array:
+        """Return the log-probabilities (n, 2), by the model and blended, from what ``probabilities_of`` gave."""
+        if len(p) == 1:  # numbers one by one take less time than arrays of one
+            gave, weights = p[0].tolist(), self.weights[0].tolist()
+            mixed = sum([one * weight for one, weight in zip(gave, weights, strict=True)])
+            return np.log([[max(gave[0], 1e-300), max(mixed, 1e-300)]])
+        both: Array = np.empty((len(p), 2))
+        both[:, 0], both[:, 1] = p[:, 0], self.blended(p)
+        np.maximum(both, 1e-300, out=both)
+        return np.asarray(np.log(both, out=both))
 
 
 def _least(chance: Array, count: int) -> float:

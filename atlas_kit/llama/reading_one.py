@@ -72,7 +72,7 @@ def read_one(one: OneWhitened, hidden: Array, logits: Array, current: int) -> Re
     if some := len(slots.tokens) > 0:
         looked_at, weights, similarity, length, confidence = ranked(one, slots, direction, current)
         seen = np.array([similarity, length, confidence], np.float32)
-        mean = np.dot(looked_at, weights)
+        mean = looked_at.dot(weights)
         window = Ranked(weights[None], seen[:1], seen[1:2], seen[2:], looked_at[:, None], mean[None])
     else:
         slots = NO_SLOTS
@@ -89,8 +89,8 @@ def _moved(
 ) -> tuple[Array, ...]:
     """Return what ``whitened_reading.moved`` says of the candidates, and the pull, with one row each."""
     block = rows.gathered(top, keep=True)
-    change = np.dot(block, y)
-    change -= np.float32(y @ rows.mean)
+    change = block.dot(y)
+    change -= np.float32(y.dot(rows.mean))
     if rows.scale != 1:
         change *= np.float32(rows.scale)
     if bias is not None:
@@ -110,5 +110,5 @@ def _moved(
     pull = sloped(behind, corrected, rows.softcap)
     return (
         corrected[None], np.array([log_z]), before[None], behind[None], np.array([expected]),
-        np.dot(pull, block)[None],
+        pull.dot(block)[None],
     )  # fmt: skip

@@ -54,7 +54,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, *, max_jobs: int | None = None) -> None:
         self.engine, self._max_jobs = engine, count_of("max_jobs", max_jobs)
-        self._batches = Batches(engine)
+        self._batches = Batches(engine, learns_beside=True)
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the three below; never held while anything else is waited for
         self._live: dict[int, Job] = {}
@@ -298,7 +298,9 @@ class Scheduler:
     def _listen(self, *, wait: bool) -> None:
         """Do what the messages say that have come; ``wait`` for one where there is none."""
         try:
-            self._messages.get(block=wait)()
+            message = self._messages.get(block=wait)
+            self._batches.catch_up()  # it may look into a memory
+            message()
             while True:
                 self._messages.get_nowait()()
         except queue.Empty:

@@ -31,6 +31,7 @@ from atlas_kit.llama.steps import (
     Expected,
     Fed,
     Finish,
+    Later,
     Listener,
     Observer,
     Stats,
@@ -146,6 +147,9 @@ class AtlasSession:
         self.feed_limit = self.engine.n_batch
         #: Steps of the memory that fill while text is generated wait for ``learn_due``, or for what needs them.
         self.puts_off = False
+        #: What is learned of a token that was said waits, too: for its decode, beside which there is time for it.
+        self.learns_beside = False
+        self._later: Later | None = None
         self._aside: TokenMemory | None = None  # the memory, while something is read on the side
         self.blends = True  # what the memory expects counts in what is said
         #: What was read and said, to be found again; None: nobody keeps it.
@@ -295,7 +299,8 @@ class AtlasSession:
         self._require_open()
         if hidden is None:
             hidden = self.memory is not None or self._listen is not None
-        found = yield Step(Feed(self.sequence, tokens, self._position, outputs), hidden, self._said)
+        feed = Feed(self.sequence, tokens, self._position, outputs)
+        found = yield Step(feed, hidden, self._said, self._later)
         self._position += len(tokens)
         self._context.extend(tokens)
         del self._context[: -self.engine.n_ctx]
@@ -362,14 +367,7 @@ class AtlasSession:
         if self._expected is not None:
             for row, token in enumerate(tokens):
                 self._expected(int(token), reading.log_probabilities(row))
-        if len(p) == 1:  # numbers one by one take less time than arrays of one
-            gave, weights = p[0].tolist(), reading.weights[0].tolist()
-            mixed = sum([one * weight for one, weight in zip(gave, weights, strict=True)])
-            return np.log([[max(gave[0], 1e-300), max(mixed, 1e-300)]])
-        both: Array = np.empty((len(p), 2))
-        both[:, 0], both[:, 1] = p[:, 0], reading.blended(p)
-        np.maximum(both, 1e-300, out=both)
-        return np.asarray(np.log(both, out=both))
+        return reading.log_gave(p)
 
     def _scored(self, logits: Array, tokens: Array) -> Array:
         """Return the log-probabilities (n, 2) of tokens that came without a memory, and tell who looks on."""
@@ -382,6 +380,10 @@ class AtlasSession:
         """Close the open output: this token came. Returns its log-probabilities (1, 2)."""
         was, self._last_output = self._last_output, None
         assert was is not None
+        return self._settled(was, token)
+
+    def _settled(self, was: LastOutput, token: int) -> Array:
+        """Return the log-probabilities (1, 2) of a token that came behind an output, and learn it."""
         if self._listen is not None and was.hidden is not None:
             self._listen(was.hidden, was.logits, np.asarray([was.token]), np.asarray([token]))
             return np.empty((0, 2))
@@ -660,16 +662,30 @@ class AtlasSession:
 
     def _advance(self, said: Token, decoded: bool = True) -> Generator[Step, Outputs, None]:
         """Append a generated token; where this is cut short, or it is not ``decoded``, the context still owes it."""
-        if self.memory is not None:
-            self._count(self._settle(said.id))
-        self._last_output, self._owed = None, [said.id]
+        was, self._last_output = self._last_output, None
+        if (memory := self.memory) is not None:
+            assert was is not None
+            later = Later(lambda: self._count(self._settled(was, said.id)))
+            # whoever looks on does so in turn, and a step that gets full is known before the batch is made
+            if decoded and self.learns_beside and memory.room > 1 and self._unwatched:
+                self._later = later
+            else:
+                later.require()
+        self._owed = [said.id]
         if not decoded:
             return
         self._said = said
         try:
             yield from self.catching_up()
         finally:
-            self._said = None
+            self._said, left, self._later = None, self._later, None
+            if left is not None:
+                left.require()
+
+    @property
+    def _unwatched(self) -> bool:
+        """Whether nobody is told of each token that is learned."""
+        return self.observer is None and self._listen is None and self._expected is None
 
     def ask(self, question: str, **options: Any) -> Answer:
         """Answer a question from what was read and said, however long ago (``atlas_kit.llama.asking``).
@@ -811,14 +827,8 @@ class AtlasSession:
 
     def open_output(self) -> dict[str, Array]:
         """Return the last token's output, from which the next is predicted: state and logits."""
-        was = self._last_output
-        if was is None:
-            return {}
-        found = {"logits": np.array(was.logits, np.float32).reshape(1, -1)}
-        if was.hidden is None:
-            return found
-        hidden = was.hidden if self.memory is None else was.hidden[:, : self.memory.width]
-        return {**found, "hidden": np.array(hidden, np.float32)}
+        width = None if self.memory is None else self.memory.width
+        return {} if self._last_output is None else self._last_output.arrays(width)
 
     def adopt(
         self,
@@ -834,15 +844,6 @@ class AtlasSession:
         another context size), the tokens are read again; where that fails, the session is as it was.
         """
         session_states.adopt(self, memory, tokens, position, output, context)
-
-    def _again(self, tokens: list[int]) -> Work[None]:
-        """Read tokens that the memory knows already."""
-        for at in range(0, len(tokens), self.engine.n_batch):
-            part = tokens[at : at + self.engine.n_batch]
-            last = at + len(part) == len(tokens)
-            outputs = yield from self._decoded(part, int(last))
-            if last and outputs.hidden is not None:
-                self._last_output = self._output_at(outputs, outputs.index, part[-1])
 
     # --- the rest ------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from atlas_kit.episodes import Episodes
     from atlas_kit.llama.engine import Engine
     from atlas_kit.llama.inside import Inside
+    from atlas_kit.llama.steps import Work
     from atlas_kit.llama.token_memory import TokenMemory
 
 
@@ -195,7 +196,7 @@ def adopt(
             session._last_output = last_output_of(output, tokens[-1])
             return
         session.engine.forget(session.sequence)
-        session.run(session._again(list(tokens)[-session.engine.n_ctx :]))
+        session.run(_read_again(session, list(tokens)[-session.engine.n_ctx :]))
     except BaseException:
         session.forget_context()
         session.memory, session._context, session._position, session._last_output, session._owed = was
@@ -203,6 +204,16 @@ def adopt(
             session._owed = [*session._context, *session._owed]  # read again before anything else
             session._context, session._position, session._last_output = [], 0, None
         raise
+
+
+def _read_again(session: Inside, tokens: list[int]) -> Work[None]:
+    """Read tokens that the memory knows already."""
+    for at in range(0, len(tokens), session.engine.n_batch):
+        part = tokens[at : at + session.engine.n_batch]
+        last = at + len(part) == len(tokens)
+        outputs = yield from session._decoded(part, int(last))
+        if last and outputs.hidden is not None:
+            session._last_output = session._output_at(outputs, outputs.index, part[-1])
 
 
 def stats_of(session: Inside) -> dict[str, Any]:

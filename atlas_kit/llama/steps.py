@@ -35,16 +35,53 @@ class Token(NamedTuple):
         return self.text
 
 
+class Later:
+    """What is to be done by the time when something else is, by whichever thread comes by first.
+
+    Two threads never ask at once: whoever lends it to another waits for that.
+
+    >>> done = []
+    >>> later = Later(lambda: done.append(1))
+    >>> later.do(), later.do(), later.require(), done
+    (None, None, None, [1])
+    """
+
+    __slots__ = ("_error", "_function")
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function: Callable[[], object] | None = function
+        self._error: Exception | None = None
+
+    def do(self) -> None:
+        """Do it, unless that has been tried; ``require`` says why it failed."""
+        function, self._function = self._function, None
+        if function is None:
+            return
+        try:
+            function()
+        except Exception as error:
+            self._error = error
+
+    def require(self) -> None:
+        """Do it, unless it is done; raise what it failed with, once."""
+        self.do()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
 @dataclass(frozen=True)
 class Step:
     """What a session asks of the engine: a feed, and whether it needs hidden states.
 
-    ``token`` is what has been generated and learned already and waits for this step alone.
+    ``token`` is what has been generated and waits for this step alone. ``later`` is what is left to do for it, such as
+    to learn it: before the outputs are looked at, and best while they are computed.
     """
 
     feed: Feed
     hidden: bool
     token: Token | None = None
+    later: Later | None = None
 
 
 #: Is given hidden states, logits, tokens and the tokens that followed.

@@ -28,6 +28,7 @@ from atlas_kit.llama.middle_layers import seen
 from atlas_kit.llama.output_matrix import OutputRows
 from atlas_kit.llama.reading import (
     NO_SLOTS,
+    NoReadout,
     Reading,
     SlotRow,
     Slots,
@@ -36,7 +37,7 @@ from atlas_kit.llama.reading import (
     summarize,
     with_bound,
 )
-from atlas_kit.llama.reading_one import read_few
+from atlas_kit.llama.reading_one import read_few, read_one
 from atlas_kit.llama.side_by_side import read_side_by_side
 from atlas_kit.llama.waiting_rows import ASKED, PENDING, rows_fit
 from atlas_kit.llama.whitened_reading import (
@@ -82,13 +83,8 @@ _FIXED = (
     "features", "module", "window_size", "omega_window", "chunk_size", "window_dtype", "gate", "ranking",
     "warmup_tokens",
 )  # fmt: skip
-
-
-class _NoReadout:
-    """For a memory that never learns: its objective is asked for a loss all the same."""
-
-    def evaluate(self, y: Array, targets: Mapping[str, Array]) -> tuple[Array, Array]:
-        return y[..., 0] * 0, y * 0
+#: What follows from settings and memory, and is asked for at every token.
+_KNOWN = ("width", "learns", "whitened", "count", "kind", "_looks")
 
 
 class TokenMemory:
@@ -174,7 +170,7 @@ class TokenMemory:
         finally:
             self._looking.drop()
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """How many numbers of a token's states it looks at: the final one, and that of a middle layer behind it."""
         return self.rows.n_embd * (1 + self.settings.looks_inside)
@@ -183,12 +179,12 @@ class TokenMemory:
         """Return of states (n, width) those that it learns from, (n, n_embd)."""
         return hidden[:, -self.rows.n_embd :]
 
-    @property
+    @functools.cached_property
     def learns(self) -> bool:
         """Whether there is a learned memory beside the window."""
         return self.settings.learning_rate > 0
 
-    @property
+    @functools.cached_property
     def whitened(self) -> WhitenedMemory | None:
         """The memory, if it is a whitened one."""
         return self.memory if isinstance(self.memory, WhitenedMemory) else None
@@ -198,7 +194,7 @@ class TokenMemory:
         """Names of what waits for its step to fill."""
         return (*PENDING, *ASKED) if self.learns and self.settings.whitened else PENDING
 
-    @property
+    @functools.cached_property
     def count(self) -> int:
         """How many of the model's most likely tokens are candidates."""
         if not self.learns:
@@ -272,6 +268,8 @@ class TokenMemory:
         """Read one token, where it was not read ahead."""
         ahead, self._ahead = self._ahead, None
         if ahead is None or ahead[1] != current or ahead[0].hidden.tobytes() != hidden.tobytes():
+            if self.whitened is not None:
+                return read_one(self, hidden, logits[0], current)
             return read_each([self], hidden, [logits[0]], [current])[0]
         found = ahead[0]
         found.hidden, found.logits = hidden, logits  # the very same, but what was given then is the engine's
@@ -281,7 +279,7 @@ class TokenMemory:
         """Keep what was read ahead: it is what ``read`` returns, if it is asked for that."""
         self._ahead = reading, token
 
-    @property
+    @functools.cached_property
     def kind(self) -> tuple[Any, ...] | None:
         """What memories have in common that can be read side by side; None: this one cannot."""
         if not (self.learns and self._looks and self.memory.xp is np):
@@ -316,7 +314,7 @@ class TokenMemory:
             memory.directions(state, given) if looks else none,
         )
 
-    @property
+    @functools.cached_property
     def _looks(self) -> bool:
         """Whether the window is asked, too."""
         return bool(self.settings.window_size) and self.memory.config.ranking is not None
@@ -630,7 +628,7 @@ class TokenMemory:
         if self.whitened is not None:
             self._step(self.whitened, state, rows, posterior)
             return
-        readout = self._readout(rows["top"]) if self.learns else _NoReadout()
+        readout = self._readout(rows["top"]) if self.learns else NoReadout()
         targets = {name: device(rows[name]) for name in ("token", "hidden", "lse")}
         # a memory without a step corrects nothing, but for the rounding of a softcap
         if self.learns and self.settings.blend_ratio == ADAPTIVE and int(state.counters["steps"]):
@@ -845,6 +843,8 @@ class TokenMemory:
                 )
         self.settings, self._ahead = settings, None
         self.memory = _memory_of(config, self.memory.xp.__name__)
+        for name in _KNOWN:
+            self.__dict__.pop(name, None)
         # what waits has as many candidates as there were; more of them are repeated
         self._pending["top"] = [
             top[:, np.arange(self.count) % top.shape[1]] if self.learns else top
@@ -867,8 +867,8 @@ class TokenMemory:
             "learning_rate": self.learning_rate,
             "state_bytes": self.state_bytes,
             "row_cache_bytes": self.rows.cached_bytes,
-            "gate": None if gate is None else to_host(gate).round(4).tolist(),
-            "ranking": None if rank is None else to_host(rank).round(4).tolist(),
+            "gate": None if gate is None else to_host(gate).astype(np.float64).round(4).tolist(),
+            "ranking": None if rank is None else to_host(rank).astype(np.float64).round(4).tolist(),
             "settings": self.settings.to_json(),
         }
 

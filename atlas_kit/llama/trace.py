@@ -43,14 +43,10 @@ class Places:
         self._numbers.extend([-1] * gap)
         self._numbers.extend(range(number, number + count))
 
-    def of(self, start: int, count: int) -> Array:
-        """Return the numbers (count,) in the trace of a memory's tokens; -1 of those that are not in it."""
-        found = np.full(count, -1, np.int32)
-        end = self._first + len(self._numbers)
-        first, last = max(start, self._first), min(start + count, end)
-        if first < last:
-            found[first - start : last - start] = self._numbers[first - self._first : last - self._first]
-        return found
+    def at(self, token: int) -> int:
+        """Return the number in the trace of a memory's token; -1: it is not in it."""
+        place = token - self._first
+        return self._numbers[place] if 0 <= place < len(self._numbers) else -1
 
 
 class Trace:
@@ -112,13 +108,14 @@ class Trace:
         self, reading: Reading, tokens: Array, probabilities: Array, source: Array | None = None
     ) -> None:
         """Take in what was expected of some tokens that came; see ``session.Observer``."""
-        blended = reading.blended(probabilities)
-        own = np.stack((probabilities[:, 0], blended), axis=-1)
+        loss = np.empty((len(tokens), 2))
+        loss[:, 0], loss[:, 1] = probabilities[:, 0], reading.blended(probabilities)
+        np.log(np.maximum(loss, 1e-300, out=loss), out=loss)
         top, top_p = self._likeliest.of(reading)
         self._append(
             {
                 "tokens": tokens,
-                "loss": -np.log(np.maximum(own, 1e-300)),
+                "loss": np.negative(loss, out=loss),
                 "parts": probabilities,
                 "weights": reading.weights,
                 "top": top,
@@ -221,11 +218,20 @@ def sources(session: AtlasSession, reading: Reading, came: Array, trace: Trace) 
         trace.places.put(seen - len(came), len(trace), len(came))
     if not len(slots):
         return found
-    numbers = trace.places.of(seen - waits - len(slots), len(slots))
-    weights = reading.window.weights * (slots[None, :] == came[:, None])
-    best = weights.argmax(axis=1)
-    number = numbers[best]
-    known = (weights[np.arange(len(came)), best] >= _LEAST) & (number >= 0) & (number < len(trace))
-    known[known] = trace.tokens[number[known]] == came[known]  # a memory that was put back holds others there
-    found[known] = number[known]
+    weights = reading.window.weights
+    heavy = (weights >= _LEAST).ravel().nonzero()[0]  # few: their sum is 1 at most
+    rows, places = heavy // len(slots), heavy % len(slots)
+    best: dict[int, tuple[float, int]] = {}  # of each row, the oldest of equals
+    hit = slots[places] == came[rows]
+    for row, place, weight in zip(
+        rows[hit].tolist(), places[hit].tolist(), weights.take(heavy[hit]).tolist(), strict=True
+    ):
+        if row not in best or weight > best[row][0]:
+            best[row] = weight, place
+    start, known = seen - waits - len(slots), trace.tokens
+    for row, (_, place) in best.items():
+        number = trace.places.at(start + place)
+        # a memory that was put back holds others there
+        if 0 <= number < len(known) and known[number] == came[row]:
+            found[row] = number
     return found

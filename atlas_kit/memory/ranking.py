@@ -23,7 +23,7 @@ FEATURES = 3
 CLIP = 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Ranked:
     """What a query finds in the window.
 

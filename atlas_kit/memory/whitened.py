@@ -25,7 +25,7 @@ from atlas_kit.memory import backend as backends
 from atlas_kit.memory import window as ring
 from atlas_kit.memory.backend import Array
 from atlas_kit.memory.config import RATES, MemoryConfig
-from atlas_kit.memory.modules import WhitenedMatrix, cut
+from atlas_kit.memory.modules import MOST_LENGTH, WhitenedMatrix, cut
 from atlas_kit.memory.muon import newton_schulz
 from atlas_kit.memory.neural_memory import Memory
 from atlas_kit.memory.state import MemoryState
@@ -36,6 +36,8 @@ Found = tuple[Array, float]
 RIDGE = 0.1
 #: The first states of a text are unlike all others.
 UNLIKE = 8
+#: Between these, a length is a number like any other in float32, too.
+LEAST_SQUARE, MOST_SQUARE = 1e-30, 1e30
 
 
 class WhitenedMemory(Memory):
@@ -56,7 +58,7 @@ class WhitenedMemory(Memory):
             raise InvalidParamError(
                 "a key cannot be wider than the rank, and the states to whiten must be kept", key="module"
             )
-        self.after = module.after
+        self.after, self._d_key = module.after, config.d_key
 
     @staticmethod
     def is_whitened(state: MemoryState) -> bool:
@@ -91,15 +93,26 @@ class WhitenedMemory(Memory):
             phi = cut(x)
             for row in knowing:
                 self.xp.dot(phi[row], states[row].parameters["W"], out=y[row])
-        return y, self.unit(x[:, : config.d_key])
+        if self.xp is not np:
+            return y, self.unit(x[:, : config.d_key])
+        return y, np.array([self._unit_of_one(one[: config.d_key]) for one in x])
 
     def read_one(self, state: MemoryState, query: Array) -> tuple[Array | None, Array]:
         """Return ``read_each`` of one session and its query (d_k,), on the host: y, None for zeros, and (d_key,)."""
         parameters, y = state.parameters, None
-        x = np.dot(query - parameters["origin"][0], parameters["P"])[None]
+        x = (query - parameters["origin"][0]).dot(parameters["P"])
         if self.is_whitened(state):
-            y = np.dot(cut(x)[0], parameters["W"])
-        return y, self.unit(x[:, : self.config.d_key])[0]
+            # what is far from being too long stays as it is; how its length is rounded decides about the rest
+            phi = x if x.dot(x) < 0.99 * MOST_LENGTH**2 else cut(x[None])[0]
+            y = phi.dot(parameters["W"])
+        return y, self._unit_of_one(x[: self._d_key])
+
+    def _unit_of_one(self, vector: Array) -> Array:
+        """Return ``unit`` of one vector (d,) on the host: a product takes less time than sums of rows."""
+        square = vector.dot(vector)
+        if not LEAST_SQUARE < square < MOST_SQUARE:
+            return self.unit(vector[None])[0]
+        return vector * (1 / np.sqrt(square))
 
     def directions(self, state: MemoryState, queries: Array) -> Array:
         """Return states (n, d_k) as what the window's keys are compared with, (n, d_key)."""

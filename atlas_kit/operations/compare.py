@@ -107,8 +107,13 @@ def side_of_state(
     }
     counters = {name: plain(value) for name, value in state.counters.items()}
     known: dict[str, Any] = {} if config is None else {"config": config.to_json()}
-    if not state.batch:  # what the blend has learned about whom to trust
-        known.update({f"gate.{name}": to_host(array).round(4).tolist() for name, array in state.gate.items()})
+    if (
+        not state.batch
+    ):  # what the blend has learned about whom to trust; as float32 it would have more digits again
+        gates = {
+            name: to_host(array).astype(np.float64).round(4).tolist() for name, array in state.gate.items()
+        }
+        known.update({f"gate.{name}": value for name, value in gates.items()})
     return Side(
         label,
         matrices,

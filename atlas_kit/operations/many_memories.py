@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_kit.errors import AtlasError, InvalidParamError, Remedy
+from atlas_kit.formats.detect import is_encrypted
 from atlas_kit.operations.memory_indexes import Memory, find_index, other_model
 from atlas_kit.storage.given import Given, name_of
 from atlas_kit.storage.keys import Keys
@@ -32,6 +33,8 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 #: So many files are read at once, each of which waits for its store most of the time.
 _THREADS = 16
+#: Why an encrypted memory is left out where there is no model.
+_ENCRYPTED = "it is encrypted, and has no index, which would lie open: it needs its model and its key"
 
 
 @dataclass
@@ -101,6 +104,8 @@ def gather(
                     part.close()
                     return str(other)
             if words is None:
+                if is_encrypted(_given(file)):
+                    return _ENCRYPTED
                 return "it has no index, and without its model none can be made"
             return _read(_given(file), identity or "", keys, force, words), False
         except AtlasError as error:
@@ -119,7 +124,9 @@ def gather(
         raise InvalidParamError(
             "the file holds nothing that could be asked about" if len(files) == 1
             else f"none of the {len(files):,} files holds anything that could be asked about", hint=hint,
-            remedy=Remedy("index-memories") if words is None else None,
+            remedy=Remedy("index-memories") if words is None and not all(
+                one.endswith(_ENCRYPTED) for one in result.left_out
+            ) else None,
         )  # fmt: skip
     return result
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 #: Seconds between two looks at what is new, while it comes more often than that. A small model makes a token in a
-#: millisecond, and the loop takes a sixth of that to send it: several together take as long as one.
-APART = 0.005
+#: millisecond, and the loop takes a sixth of that to send it: several together take as long as one, and so many a
+#: second no screen shows.
+APART = 0.015
 
 _numbers = itertools.count()
 _number = operator.attrgetter("number")

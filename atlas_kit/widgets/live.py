@@ -112,6 +112,11 @@ class Runner:
         return self._thread is not None
 
     @property
+    def wanted(self) -> bool:
+        """Whether it works, and nobody has told it to stop after the step in progress."""
+        return self._wanted
+
+    @property
     def closed(self) -> bool:
         """Whether it has ended for good."""
         return self._closed

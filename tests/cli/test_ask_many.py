@@ -139,6 +139,19 @@ def test_without_a_model_pieces_are_shown(ask, run_cli, tmp_path):
     assert run_cli("ask", folder, "xyzzy").exit_code == 1
 
 
+def test_without_a_model_an_encrypted_memory_is_not_promised_an_index(ask, run_cli, tmp_path):
+    folder, secret = tmp_path / "memories", tmp_path / "secret.txt"
+    secret.write_text("correct horse\n")
+    locked = tmp_path / "locked.atlas"
+    made = run_cli("encrypt", folder / "a.atlas", "-o", locked, "--passphrase-file", secret)
+    assert made.exit_code == 0, made.stderr
+    for keys in ((), ("--passphrase-file", secret)):
+        result = run_cli("ask", locked, "Who built the bridge?", *keys)
+        assert result.exit_code == 2
+        assert "it is encrypted" in result.stderr
+        assert "--index" not in result.stderr
+
+
 def test_files_first_and_a_model_that_answers(ask, run_cli, tmp_path):
     folder, model = tmp_path / "memories", tmp_path / "model.gguf"
     options = ("--max-tokens", "4", "--recall", "always")

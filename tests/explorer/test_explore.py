@@ -32,6 +32,7 @@ from atlas_kit.formats.atlas import MemoryFile
 from atlas_kit.formats.gguf import GGUFFile
 from atlas_kit.operations import validate
 from atlas_kit.storage.source import LocalSource
+from tests.waiting import LONG
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 PASSPHRASE = (SAMPLES / "text/passphrase.txt").read_text().strip()
@@ -316,7 +317,7 @@ def finished(explorer: Explorer) -> dict[str, Any]:
     ask(explorer, "validate")
     for thread in threading.enumerate():
         if thread.name == "atlas-validate":
-            thread.join(60)
+            thread.join(LONG)
     return ask(explorer, "validate")
 
 
@@ -491,14 +492,14 @@ def test_a_check_goes_on_while_its_file_is_reloaded_or_closed(
 
     def slowly(*args: Any, **options: Any) -> Any:
         going.set()
-        go_on.wait(60)
+        go_on.wait(LONG)
         reports.append(plain(*args, **options))
         return reports[-1]
 
     monkeypatch.setattr(validate, "validate_file", slowly)
     explorer = explore(path)
     ask(explorer, "validate")
-    assert going.wait(60)
+    assert going.wait(LONG)
     if op == "reload":
         os.replace(shutil.copy(SAMPLES / "broken/bit-flip.atlas", tmp_path), path)
         ask(explorer, "reload")
@@ -507,7 +508,7 @@ def test_a_check_goes_on_while_its_file_is_reloaded_or_closed(
     go_on.set()
     for thread in threading.enumerate():
         if thread.name == "atlas-validate":
-            thread.join(60)
+            thread.join(LONG)
     assert [report.findings for report in reports] == [[]]
     if op == "close":
         assert explorer.answer({"op": "validate"})[0]["state"] == "done"

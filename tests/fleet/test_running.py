@@ -24,6 +24,7 @@ from atlas_kit.fleet import Task, run_fleet
 from atlas_kit.fleet.files import FleetFile, found, here, pairs, placed
 from atlas_kit.fleet.pools import OwnProcess, Processes, spread
 from atlas_kit.fleet.table import ResultTable
+from tests.waiting import LONG
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
@@ -251,7 +252,7 @@ def test_who_stops_waits_for_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
         begun.append(file)
         if file.name.endswith("0"):
             raise KeyboardInterrupt
-        release.wait(60)
+        release.wait(LONG)
         return {}
 
     monkeypatch.setattr(tasks, "run_one", work)

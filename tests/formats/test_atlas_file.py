@@ -25,6 +25,7 @@ from atlas_kit.errors import (
 )
 from atlas_kit.formats.atlas import DataType, Entry, MemoryFile
 from atlas_kit.storage import atomic
+from tests.waiting import LONG
 
 KEY = bytes(range(32))
 VERSIONS = [1, 2, 3]
@@ -468,7 +469,7 @@ def test_edit_creates(tmp_path: Path) -> None:
 
 def _edit_many(path: Path, name: str, number: int) -> None:
     for n in range(number):
-        with MemoryFile.edit(path, timeout=60, key=KEY) as memory:
+        with MemoryFile.edit(path, timeout=LONG, key=KEY) as memory:
             memory["counter"] = str(int(memory["counter"].text) + 1)
             memory[f"{name}{n}"] = name
 

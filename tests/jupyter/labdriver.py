@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tests.waiting import free_port
+from tests.waiting import LONG, free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -167,7 +167,7 @@ def open_lab(page: Page, lab: Lab, path: str = "", workspace: str = "") -> None:
     """
     place = f"lab/workspaces/{workspace or secrets.token_hex(4)}"
     page.goto(lab.at(f"{place}/tree/{quote(path)}" if path else place))
-    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell", timeout=120_000)
+    page.wait_for_function("window.jupyterapp && window.jupyterapp.shell", timeout=1000 * LONG)
     page.evaluate("window.jupyterapp.restored.then(() => null)")
 
 
@@ -210,18 +210,24 @@ def wait_for_kernel(page: Page) -> None:
     page.wait_for_function(
         """() => document.querySelector(".jp-Dialog")
             || window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === "idle" """,
-        timeout=120_000,
+        timeout=1000 * LONG,
     )
     if page.locator(".jp-Dialog").count():
         raise RuntimeError("a dialog is open: " + page.locator(".jp-Dialog").first.inner_text())
 
 
-def run_all(page: Page, timeout: float = 120) -> list[str]:
+def run_all(page: Page, timeout: float = LONG) -> list[str]:
     """Run all cells of the notebook in front; return the errors, one line each.
 
     ``timeout`` is in seconds. A cell that fails ends the run, so this waits for "all done, or an error".
     """
-    page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    page.evaluate(
+        """() => {
+            const over = () => { window.allCellsRan = true; };
+            window.allCellsRan = false; // cells keep their numbers from the last time until their turn comes
+            window.jupyterapp.commands.execute('notebook:run-all-cells').then(over, over);
+        }"""
+    )
     page.wait_for_function(
         """() => {
             const panel = window.jupyterapp.shell.currentWidget;
@@ -229,7 +235,7 @@ def run_all(page: Page, timeout: float = 120) -> list[str]:
             const outputs = (cell) => cell.outputs.toJSON();
             const failed = cells.some((cell) => outputs(cell).some((o) => o.output_type === "error"));
             const done = cells.every((cell) => cell.executionCount !== null || !cell.sharedModel.source.trim());
-            return (failed || done) && panel.sessionContext.session.kernel.status === "idle";
+            return window.allCellsRan && (failed || done) && panel.sessionContext.session.kernel.status === "idle";
         }""",
         timeout=timeout * 1000,
     )

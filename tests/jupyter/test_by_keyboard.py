@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -63,6 +64,9 @@ def widgets(page: Page, lab_server: Lab, notebook: Callable[..., str]) -> list[L
     expect(found[0].locator(".atlas-lab")).to_have_attribute("data-shown", "400")
     expect(found[1].locator(".atlas-lab")).to_have_attribute("data-shown", "300")
     expect(found[2].locator("table tbody tr").first).to_be_visible()
+    found[2].locator("polyline").nth(2).wait_for()
+    for handle in page.locator(".noUi-handle").all():  # they get their names a moment later
+        expect(handle).to_have_accessible_name(re.compile(r"\w"))
     return found
 
 

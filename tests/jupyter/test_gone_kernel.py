@@ -36,7 +36,7 @@ def test_each_widget_says_once_that_its_kernel_is_gone(
             "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(() => null)"
         )
     for output in outputs.all():
-        expect(output.locator(".atlas-gone")).to_have_count(1, timeout=30_000)
+        expect(output.locator(".atlas-gone")).to_have_count(1)
         expect(output.locator(".atlas-gone")).to_contain_text("run the cell again")
     assert serious_findings(page, ".atlas-gone") == []
     if how == "restarted":

@@ -16,6 +16,7 @@ import pytest
 
 from tests.jupyter.conftest import Unpacked
 from tests.jupyter.labdriver import Lab, running_lab
+from tests.waiting import LONG
 
 Reply = tuple[int, dict[str, str], bytes]
 MODEL = "sample_data/gguf/tiny.gguf"
@@ -26,7 +27,7 @@ SUMMARY = json.dumps({"op": "summary"})
 def fetch(lab: Lab, target: str, *, token: str | None = None, method: str = "GET", cookie: str = "") -> Reply:
     """Send a request as it is written: no client between that would tidy up its path."""
     place = urlsplit(lab.url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=LONG)
     headers = {"Authorization": f"token {token}"} if token else {}
     if cookie:
         headers["Cookie"] = cookie
@@ -248,7 +249,7 @@ def test_a_hub_has_the_extension_below_its_prefix(prefixed: Lab):
 
 def unlock(lab: Lab, view: str, **headers: str) -> Reply:
     place = urlsplit(lab.url)
-    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=LONG)
     passphrase = (lab.root / "sample_data" / "text" / "passphrase.txt").read_text(encoding="utf-8").strip()
     body = json.dumps({"op": "unlock", "passphrase": passphrase})
     connection.request("POST", f"{place.path}atlas-kit/explore/{SECRET}?view={view}", body, headers)

@@ -115,7 +115,7 @@ class Served:
         request = urllib.request.Request(
             f"{self.url}/v1/completions", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60):
+        with urllib.request.urlopen(request, timeout=LONG):
             pass
 
 
@@ -145,7 +145,7 @@ def test_a_server_that_is_killed_and_started_again(
     expect(state).to_have_text("paused")
     expect(alert).to_contain_text("It is asked again.")
     expect(alert).to_contain_text(f"No server answers at {served.url}")  # once it was asked again
-    expect(lab.locator(".tokens")).to_have_text(before, use_inner_text=True)  # what was seen stays
+    assert lab.locator(".tokens").inner_text().startswith(before)  # what was seen stays
 
     served.start()
     expect(state).to_have_text("running")

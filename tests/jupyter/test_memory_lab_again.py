@@ -38,7 +38,6 @@ def shown(page: Page, more_than: int) -> int:
     page.wait_for_function(
         "(least) => [...document.querySelectorAll('.atlas-lab')].some((lab) => Number(lab.dataset.shown) > least)",
         arg=more_than,
-        timeout=120_000,
     )
     return int(
         page.evaluate(
@@ -70,7 +69,7 @@ def test_a_tab_that_is_closed_in_mid_run_and_opened_again(lab_server: Lab, noteb
         wait_for_kernel(page)
         count = shown(page, 0)
         shown(page, count)
-        assert kernel_json(page, "lab.state") == "running"
+        until(lambda: kernel_json(page, "lab.state") == "running")
     press(page, "Stop")
     expect(page.locator(".atlas-lab .state")).to_have_text("idle")
     press(page, "Start")
@@ -91,7 +90,7 @@ def test_it_rests_while_its_tab_is_closed(lab_server: Lab, notebook, page: Page)
             };
         }"""
     )
-    page.wait_for_function("async () => (await window.ask()) === \"'paused'\"", timeout=30_000)
+    page.wait_for_function("async () => (await window.ask()) === \"'paused'\"")
     open_path(page, path)
     wait_for_kernel(page)
     shown(page, 100)
@@ -120,7 +119,7 @@ def test_two_views_of_one_lab_and_one_of_them_closed(lab_server: Lab, notebook, 
     expect(page.locator(".atlas-lab")).to_have_count(1)
     count = shown(page, 0)
     shown(page, count + 100)
-    assert kernel_json(page, "lab.state") == "running"
+    until(lambda: kernel_json(page, "lab.state") == "running")
 
 
 def test_a_kernel_that_was_restarted_says_so_and_its_cell_can_be_run_again(
@@ -130,7 +129,7 @@ def test_a_kernel_that_was_restarted_says_so_and_its_cell_can_be_run_again(
     page.evaluate(
         "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(() => null)"
     )
-    expect(page.locator(".atlas-lab .away")).to_contain_text("does not answer", timeout=30_000)
+    expect(page.locator(".atlas-lab .away")).to_contain_text("does not answer")
     assert int(page.locator(".atlas-lab").get_attribute("data-shown") or 0) > 100  # what was seen stays
     run_cell(page)
     expect(page.locator(".atlas-lab")).to_have_count(1)
@@ -169,12 +168,12 @@ def test_ten_runs_of_a_cell_have_one_engine_and_the_memory_of_three(lab_server: 
         press(page, "Start")
         shown(page, 200)
         # how much the newest one has read and kept of it is another in each run
-        whole, python = kernel_json(page, "memory()", code="lab.reset(); rests = lab.matrices.wait(30)")
+        whole, python = kernel_json(page, "memory()", code="lab.reset(); rests = lab.matrices.wait(120)")
         sizes.append(whole)
         held.append(python)
     kernel_json(page, "0", code="lab.text_to_read *= 30")  # it does not end while it is counted
     press(page, "Start")
-    expect(page.locator(".atlas-lab .state")).to_have_text("running", timeout=30_000)
+    expect(page.locator(".atlas-lab .state")).to_have_text("running")
     assert kernel_json(page, "in_use()", code="from atlas_kit.widgets.lab.shared_model import in_use") == 1
     assert (
         kernel_json(

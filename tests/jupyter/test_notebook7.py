@@ -72,9 +72,7 @@ def test_a_notebook_runs_a_lab_and_compares_memories_and_models(page: Page, note
     )
 
     lab.get_by_role("button", name="Start").click()
-    page.wait_for_function(
-        "Number(document.querySelector('.atlas-lab').dataset.shown) > 200", timeout=120_000
-    )
+    page.wait_for_function("Number(document.querySelector('.atlas-lab').dataset.shown) > 200")
     lab.get_by_role("button", name="Stop").click()
     expect(lab.locator(".state")).to_have_text("idle")
     expect(lab.locator(".atlas-lab .loss canvas")).to_be_visible()

@@ -6,6 +6,7 @@ The files are fetched once, with all widgets in one notebook; each is then looke
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,9 +15,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from browser_fixtures import PATIENCE
 from playwright.sync_api import Browser, Page, expect
 
 from tests.jupyter.labdriver import Lab, kernel_json, notebook_json, open_notebook, run_all
+from tests.server.conftest import Live, make_service
+from tests.waiting import until
 
 BEGIN = """
 import numpy as np
@@ -40,7 +44,7 @@ class Kind:
 
 def all_found(page: Page) -> None:
     """Return when nothing is being computed any more."""
-    assert kernel_json(page, "[compare.wait(60), models._newest.wait(60)]") == [True, True]
+    assert kernel_json(page, "[compare.wait(120), models._newest.wait(120)]") == [True, True]
 
 
 KINDS = {
@@ -77,6 +81,12 @@ KINDS = {
         ("Capacity playground",),
     ),
 }
+if all(importlib.util.find_spec(package) for package in ("fastapi", "httpx", "uvicorn")):
+    KINDS["AttachedLab"] = Kind(
+        "attached = MemoryLab('URL', session='anna')\nattached",
+        "[[n, int(token)] for n, token in enumerate(attached.history.tokens)]",
+        ("session 'anna'", "o be or not to be"),
+    )
 
 
 @dataclass(frozen=True)
@@ -89,16 +99,38 @@ class Saved:
 
 @pytest.fixture(scope="module")
 def saved(lab_server: Lab, browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    name = "shared.ipynb"
-    (lab_server.root / name).write_text(
-        notebook_json(BEGIN, *(kind.cell for kind in KINDS.values())), "utf-8"
+    name, cells = "shared.ipynb", [kind.cell for kind in KINDS.values()]
+    server = Live(make_service(None)) if "AttachedLab" in KINDS else None
+    if server:
+        cells = [cell.replace("URL", server.url) for cell in cells]
+    try:
+        (lab_server.root / name).write_text(notebook_json(BEGIN, *cells), "utf-8")
+        return fetched(lab_server, browser, name, tmp_path_factory.mktemp("saved"), server)
+    finally:
+        if server:
+            server.stop()
+
+
+def say_something(server: Live, page: Page) -> None:
+    """Let the session say something, and return when the lab that looks on has seen it."""
+    until(lambda: server.service.conversations.traces._looked)
+    atlas = {"session_id": "anna"}
+    server.post(
+        "/v1/completions", prompt="to be or not to be, " * 5, max_tokens=2, temperature=0, atlas=atlas
     )
+    until(lambda: kernel_json(page, "len(attached.history.tokens) >= 99 and attached.facts()['seen'] > 0"))
+
+
+def fetched(lab_server: Lab, browser: Browser, name: str, folder: Path, server: Live | None) -> Saved:
+    """Run a notebook, press all buttons, and return what they gave."""
     context = browser.new_context(accept_downloads=True, viewport={"width": 1280, "height": 1000})
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     open_notebook(page, lab_server, name)
     assert run_all(page) == []
-    files, folder = {}, tmp_path_factory.mktemp("saved")
+    if server:
+        say_something(server, page)
+    files = {}
     for number, (widget, kind) in enumerate(KINDS.items(), 1):
         kind.ready(page)
         bar = page.locator(".jp-CodeCell").nth(number).get_by_role("group", name="Save what is shown")
@@ -106,14 +138,39 @@ def saved(lab_server: Lab, browser: Browser, tmp_path_factory: pytest.TempPathFa
             with page.expect_download() as coming:
                 bar.get_by_role("button", name=form, exact=True).click()
             assert coming.value.suggested_filename == f"{widget}.{form.lower()}"
-            expect(bar.get_by_role("status")).to_have_text(f"Saved {widget}.{form.lower()}", timeout=60_000)
+            expect(bar.get_by_role("status")).to_have_text(f"Saved {widget}.{form.lower()}")
             path = folder / coming.value.suggested_filename
             coming.value.save_as(path)
             files[widget, form] = path.read_bytes()
+    files["MemoryLab", "GIF"] = film_of(page, lab_server.root / "run.gif")
     rows = {widget: kernel_json(page, kind.rows) for widget, kind in KINDS.items()}
     context.close()
     lab_server.end_kernels()
     return Saved(files, rows)
+
+
+def film_of(page: Page, path: Path) -> bytes:
+    """Have the lab save its run as a film: what the file is called says what it is."""
+    lab = page.locator(".atlas-memory-lab").filter(has=page.get_by_role("button", name="Reset")).first
+    fold = lab.locator("button.widget-toggle-button", has_text="Save")
+    save = lab.locator("button.widget-button", has_text="Save")
+    fold.click()
+    lab.get_by_label("file", exact=True).fill(path.name)
+    lab.get_by_label("file", exact=True).press("Enter")
+    save.click()
+    expect(lab.locator(".atlas-lab .said")).to_have_text(f"Saved to {path.name}.", timeout=60_000)
+    return path.read_bytes()
+
+
+def test_the_film_is_one(saved: Saved):
+    from PIL import Image, ImageChops
+
+    with Image.open(io.BytesIO(saved.files["MemoryLab", "GIF"])) as film:
+        assert film.format == "GIF"
+        assert film.n_frames > 10
+        first = film.convert("RGB")
+        film.seek(film.n_frames - 1)
+        assert ImageChops.difference(first, film.convert("RGB")).getbbox()  # something moves in it
 
 
 @pytest.mark.parametrize("widget", KINDS)

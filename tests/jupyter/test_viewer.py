@@ -152,7 +152,7 @@ def test_a_file_that_changes_is_shown_at_the_place_that_was_looked_at(lab_page: 
     expect(grid.get_by_role("gridcell", name="note/255", exact=True)).to_be_visible()
     expect(viewer.get_by_role("article", name="note/255")).to_be_visible()
     lab_page.wait_for_function("document.querySelector('.atlas-kit-Viewer .ax-pre')?.scrollTop === 700")
-    assert grid.evaluate("(node) => node.scrollTop") == 1300
+    lab_page.wait_for_function("(grid) => grid.scrollTop === 1300", arg=grid.element_handle())
     viewer.get_by_role("button", name="OK").click()
     expect(viewer.locator(".ax-notice")).to_be_empty()
 
@@ -221,7 +221,7 @@ def test_a_view_is_there_again_after_a_reload(page: Page, lab_server: Lab):
     expect(page.locator(VIEWER)).to_contain_text("micro")
     saved = page.evaluate(
         """async (name) => {
-            for (let tries = 0; tries < 100; tries++) {
+            for (let tries = 0; tries < 1200; tries++) {
                 const { data } = await window.jupyterapp.serviceManager.workspaces.fetch("reloaded");
                 if (data[name] && JSON.stringify(data["layout-restorer:data"] ?? {}).includes(name)) return true;
                 await new Promise((resolve) => setTimeout(resolve, 100));

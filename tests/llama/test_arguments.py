@@ -12,6 +12,7 @@ from atlas_kit.errors import InvalidParamError, WrongModelError
 from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler, SessionPool
 from atlas_kit.persistence.session_file import write_session_state
 from atlas_kit.settings.atlas_settings import AtlasSettings
+from tests.waiting import LONG
 
 SMALL = AtlasSettings(window_size=64, memory_dim=8, omega_window=16, chunk_size=8, candidates=16)
 ODD_GENERATION: list[dict[str, Any]] = [
@@ -64,7 +65,7 @@ def test_a_scheduler_refuses_at_once(option, session):
     with Scheduler(session.engine) as scheduler:
         refused(lambda: scheduler.generate(session, **{"max_tokens": 2, **option}))
         assert len(scheduler) == 0
-        assert scheduler.generate(session, max_tokens=2).wait(60)
+        assert scheduler.generate(session, max_tokens=2).wait(LONG)
 
 
 @pytest.mark.parametrize("option", ODD_GENERATION, ids=named)

@@ -21,6 +21,7 @@ from atlas_kit.llama.llama_sampler import _overheard, _taken_apart
 from atlas_kit.llama.sampling import _RANGES, LETTERS, ORDER
 from atlas_kit.llama.steps import Token
 from atlas_kit.settings.atlas_settings import AtlasSettings
+from tests.waiting import LONG
 
 PROMPT = "to be or not to be, that is the question: " * 3
 GREEDY = Sampling(temperature=0)
@@ -637,7 +638,7 @@ def test_a_process_started_meanwhile_keeps_its_standard_error(capfd):
     child.communicate(b"")
     for thread in threading.enumerate():
         if thread.name == "atlas-stderr":
-            thread.join(60)
+            thread.join(LONG)
     assert capfd.readouterr().err == "late\n"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from atlas_kit import MemoryFile
 from atlas_kit.codecs.numbers import to_bfloat16
 from atlas_kit.errors import NoSuchFileError
-from atlas_kit.memory import Features, Identity, Memory, MemoryConfig, ResidualMLP, stack
+from atlas_kit.memory import Features, Gate, Identity, Memory, MemoryConfig, ResidualMLP, stack
 from atlas_kit.operations import compare
 from atlas_kit.operations.compare import Side, Window, side_of_file, side_of_state
 from atlas_kit.persistence.snapshot import save_memory
@@ -220,3 +222,12 @@ def test_settings_are_compared_by_path():
     assert found["config.eta"] == ("changed", 0.05, 0.1)
     assert found["counters.seen"] == ("changed", 10, 12)
     assert "config.d_k" not in found
+
+
+def test_what_the_blend_has_learned_is_told_in_few_digits():
+    state = learned(CONFIG.replace(gate=Gate()))
+    gate = {name: np.full(array.shape, -0.48642, np.float32) for name, array in state.gate.items()}
+    told = side_of_state(dataclasses.replace(state, gate=gate), label="a").facts
+    numbers = [np.ravel(value).tolist() for name, value in told.items() if name.startswith("gate.")]
+    assert numbers
+    assert {one for some in numbers for one in some} == {-0.4864}

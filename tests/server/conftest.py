@@ -19,6 +19,7 @@ import pytest
 
 from atlas_kit.llama import FakeEngine
 from atlas_kit.server import ServerConfig, Service
+from tests.waiting import LONG
 
 T = TypeVar("T")
 #: Every message in brackets with its role: short, so that the fake engine's small contexts hold a conversation.
@@ -26,8 +27,8 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-#: Long enough for any answer of a test; a test that waits so long has failed.
-SECONDS = 60.0
+#: A test that waits so long for an answer has failed.
+SECONDS = LONG
 
 
 def fake_engine(chat_template: str | None = TEMPLATE, **options: Any) -> FakeEngine:

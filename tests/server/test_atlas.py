@@ -12,6 +12,7 @@ import pytest
 from atlas_kit.errors import AtlasError, FileAccessError, InvalidParamError
 from atlas_kit.persistence.session_file import read_session_state
 from server.conftest import Server, fake_engine
+from tests.waiting import LONG
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -533,7 +534,7 @@ def test_two_requests_on_one_session_queue(serve: Server) -> None:
     async def both() -> list[Any]:
         import httpx
 
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=LONG) as client:
             body = {"prompt": TEXT, "max_tokens": 5, "temperature": 0, "atlas": {"session_id": "anna"}}
             return await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(4)))
 

@@ -128,10 +128,10 @@ def test_who_does_not_begin_or_does_not_go_on_is_let_go(sent: bytes) -> None:
 
 def test_a_head_that_came_in_time_leaves_its_body_all_the_time() -> None:
     async def test() -> None:
-        async with listening(seconds=0.2) as port:
+        async with listening(seconds=1.0) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(HEAD + b"content-length: 2\r\n\r\n")
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(1.5)
             writer.write(b"ab")
             assert (await reader.read()).endswith(b"%8d" % 2)
             writer.close()

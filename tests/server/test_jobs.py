@@ -12,6 +12,7 @@ from atlas_kit.llama import AtlasSession, FakeEngine, Sampling, Scheduler
 from atlas_kit.server import jobs as jobs_module
 from atlas_kit.server import waking as waking_module
 from atlas_kit.server.jobs import Watched, called
+from tests.waiting import LONG
 
 SESSIONS, TOKENS = 5, 12
 
@@ -86,6 +87,6 @@ def test_tokens_that_come_quickly_are_looked_for_now_and_then(counted, monkeypat
                 assert answers[-1] == [token.id for token in job.tokens]
             return answers
 
-    answers = asyncio.run(asyncio.wait_for(main(), 30))
+    answers = asyncio.run(asyncio.wait_for(main(), LONG))
     assert [len([token for token in answer if token >= 0]) for answer in answers] == [400] * 3
     assert len(counted) <= 4 * len(answers)

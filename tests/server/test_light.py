@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
 
@@ -124,7 +126,7 @@ class Both:
     @staticmethod
     def _client(app: Any) -> Any:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        return httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60, verify=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://server", timeout=LONG, verify=False)
 
     async def __aexit__(self, *_: object) -> None:
         await self.light.aclose()

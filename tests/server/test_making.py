@@ -13,6 +13,7 @@ from atlas_kit.llama.sampling import Sampling
 from atlas_kit.server.making import AT_ONCE, FEW, takes_long
 from server.conftest import Insider
 from server.scripted import ScriptedEngine
+from tests.waiting import LONG
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -48,7 +49,7 @@ class Slow(ScriptedEngine):
             self.inside += 1
             self.most = max(self.most, self.inside)
         self.began.set()
-        assert self.go.wait(60)
+        assert self.go.wait(LONG)
         with self._lock:
             self.inside -= 1
             self.made += 1
@@ -129,6 +130,7 @@ def test_few_are_made_at_once_and_no_more_than_may_wait(inside: Insider) -> None
             ]
             await until(lambda: sum(one.done() for one in asked) == 12 - AT_ONCE - 2)
             assert {one.result().status_code for one in asked if one.done()} == {429}
+            await until(lambda: engine.inside == AT_ONCE)
             engine.go.set()
             left = [(await one).status_code for one in asked]
             assert left.count(200) == AT_ONCE + 2

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
 from atlas_kit.llama import AtlasSession
@@ -229,7 +231,7 @@ def test_a_matrix_is_seen_while_its_memory_learns(serve: Server):
     decode = engine.decode
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        assert permits.acquire(timeout=60)
+        assert permits.acquire(timeout=LONG)
         return decode(*arguments, **options)
 
     engine.decode = slow  # type: ignore[method-assign]
@@ -247,11 +249,12 @@ def test_a_matrix_is_seen_while_its_memory_learns(serve: Server):
         looking.join(1)
         if found:
             break
+    looking.join(LONG)
     assert asking.is_alive()
     assert found[0]["tokens_seen"] > 0
     for _ in range(200):
         permits.release()
-    asking.join(60)
+    asking.join(LONG)
     assert memory_of(server).tokens_seen > found[0]["tokens_seen"]
 
 

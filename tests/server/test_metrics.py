@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -420,7 +422,7 @@ def test_a_scrape_does_not_wait_for_the_model(serve: Server):
 
     def slow(*args: Any, **options: Any) -> Any:
         held.set()
-        assert go_on.wait(60)
+        assert go_on.wait(LONG)
         return decode(*args, **options)
 
     engine.decode = slow  # type: ignore[method-assign]
@@ -430,7 +432,7 @@ def test_a_scrape_does_not_wait_for_the_model(serve: Server):
     asking = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", **body)))
     asking.start()
     try:
-        assert held.wait(60)
+        assert held.wait(LONG)
         found = samples(server.client.get("/metrics").text)
         assert found["num_requests_running"] == 1
         assert found["llamacpp:requests_processing"] == 1
@@ -440,9 +442,9 @@ def test_a_scrape_does_not_wait_for_the_model(serve: Server):
         assert [slot["task"] for slot in report["slots"] if slot["busy"]] == ["completion"]
     finally:
         go_on.set()
-        asking.join(60)
+        asking.join(LONG)
     assert answers[0]["usage"]["completion_tokens"] == 2
-    assert samples(server.client.get("/metrics").text)["num_requests_running"] == 0
+    until(lambda: samples(server.client.get("/metrics").text)["num_requests_running"] == 0)
 
 
 def test_the_stream_goes_on_until_the_server_stops(serve: Server):
@@ -491,7 +493,7 @@ def test_while_a_text_is_answered_again_nothing_of_it_has_left_the_context(serve
         left[0] -= 1
         if not left[0]:
             held.set()
-            assert go_on.wait(60)
+            assert go_on.wait(LONG)
         return decode(*args, **options)
 
     engine.decode = slow  # type: ignore[method-assign]
@@ -504,13 +506,13 @@ def test_while_a_text_is_answered_again_nothing_of_it_has_left_the_context(serve
     asking = threading.Thread(target=lambda: server.post("/v1/completions", **body))
     asking.start()
     try:
-        assert held.wait(60)
+        assert held.wait(LONG)
         (now,) = server.get("/v1/atlas/metrics")["conversations"]
         assert now["busy"]
         assert now["left_context_tokens"] == 0
         assert len(TEXT) <= now["conversation_tokens"] < before["conversation_tokens"]
     finally:
         go_on.set()
-        asking.join(60)
+        asking.join(LONG)
     (after,) = server.get("/v1/atlas/metrics")["conversations"]
     assert after["conversation_tokens"] == before["conversation_tokens"]

@@ -19,7 +19,7 @@ from atlas_kit.persistence.snapshot import describe_memory
 from tests.conftest import SAMPLES
 from tests.server.conftest import TEMPLATE, Live, Server, fake_engine
 from tests.server.scripted import ScriptedEngine
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 MARKUP = (
     "<img src=x onerror=\"document.title='run'\"> <b>bold</b> &amp; <script>document.title='run'</script>"
@@ -80,20 +80,19 @@ def test_what_is_said_is_answered_and_the_memory_is_seen_at_work(page: Page, ser
         "My boat is blue.", "It is blue.", "What colour is my boat?", "Blue, as you said.",
     ]  # fmt: skip
     assert re.search(r"\d+ tokens read · \d+ known already · 18 tokens in ", words_below(page))
-    frames(page)
     (session,) = server.get("/v1/atlas/stats")["sessions"]
     assert session["session_id"] == "my session"
     scored = session["scored_tokens"]
     model, memory = (session[f"loss_{who}_nats"] / scored for who in ("model", "memory"))
-    assert page.locator(".tile.model b").inner_text() == f"{model:.3f}"
-    assert page.locator(".tile.memory b").inner_text() == f"{memory:.3f}"
-    assert page.locator(".tile.gap b").inner_text() == f"{model - memory:.3f}"
+    expect(page.locator(".tile.model b")).to_have_text(f"{model:.3f}")
+    expect(page.locator(".tile.memory b")).to_have_text(f"{memory:.3f}")
+    expect(page.locator(".tile.gap b")).to_have_text(f"{model - memory:.3f}")
     seen = session["memory"]["tokens_seen"]
     expect(page.locator(".panel.memory")).to_contain_text(f"{seen} tokens have gone into this memory")
     expect(page.locator(".panel.memory")).to_contain_text(f"{session['context_tokens']} of 4,096 tokens")
     expect(page.locator(".panel.server")).to_contain_text("2 requests in")
     expect(page.locator(".panel.saves")).to_contain_text("what is learned ends with it")
-    assert ink(page) > 500
+    until(lambda: ink(page) > 500)
 
 
 def test_what_is_read_and_said_is_shown_token_by_token(page: Page, serve: Server):
@@ -166,8 +165,7 @@ def test_a_new_conversation_goes_on_with_the_same_memory(page: Page, serve: Serv
         ["What colour is it?"],
     ]
     assert {body["atlas"]["session_id"] for body in sent} == {"my session"}
-    (session,) = server.get("/v1/atlas/stats")["sessions"]
-    assert session["requests"] == 2
+    until(lambda: [one["requests"] for one in server.get("/v1/atlas/stats")["sessions"]] == [2])
 
 
 def test_the_shared_memory_is_chosen_where_there_is_one(page: Page, serve: Server, tmp_path):
@@ -415,7 +413,7 @@ def held():
     decode = engine.decode
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        assert go_on.wait(60)
+        assert go_on.wait(LONG)
         return decode(*arguments, **options)
 
     engine.decode = slow  # type: ignore[method-assign]
@@ -615,7 +613,7 @@ def test_the_matrix_of_the_memory_is_seen_and_follows_what_it_learns(page: Page,
     rows, columns = next(iter(memory.state.parameters.values())).shape
     expect(page.locator(".matrix")).to_contain_text(f"{rows} × {columns} float32")
     expect(page.locator(".matrix")).to_contain_text(re.compile(r"that \d+ steps of learning have changed"))
-    assert colours(page) > 20
+    until(lambda: colours(page) > 20)
     assert all("session_id=my+session" in url for url in asked)
     before = page.locator(".matrix .beside").inner_text()
     say(page, "My car is red, and it is slow. " * 2)
@@ -741,7 +739,7 @@ def test_nothing_else_of_the_machine_is_offered(serve: Server, path):
 
     server = serve(api_key=("right-key",))
     host, port = server.url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=60)  # sends a path as it is
+    connection = http.client.HTTPConnection(host, int(port), timeout=LONG)  # sends a path as it is
     connection.request("GET", f"/static/{path}")
     answer = connection.getresponse()
     assert answer.status in (400, 404)
@@ -877,8 +875,8 @@ def test_a_real_model_learns_while_it_is_talked_to(page: Page, serve: Server, re
     page.get_by_role("button", name="New conversation").click()
     say(page, text)
     frames(page)
-    assert float(page.locator(".tile.gap b").inner_text()) > 0
-    assert ink(page) > 500
+    expect(page.locator(".tile.gap b")).to_have_text(re.compile(r"^(?=.*[1-9])\d+\.\d+$"))  # above 0
+    until(lambda: ink(page) > 500)
 
 
 # --- the API ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from atlas_kit.server import prefixes as module
 from atlas_kit.server.conversation import Conversation
 from atlas_kit.server.keys import Key
 from atlas_kit.server.session_files import SessionFiles
-from tests.server.test_conversations import SMALL, House, run
+from tests.server.test_conversations import SMALL, House, run, turns
 
 MODEL = Path(__file__).parents[2] / "sample_data" / "models" / "tiny-python.gguf"
 
@@ -140,10 +140,10 @@ def test_who_comes_when_a_reader_is_further_reads_for_those_who_come_after() -> 
             third = asyncio.ensure_future(
                 prefixes.begin(house.named("y"), SMALL, [*asked, *b"C", *bytes(70)])
             )
-            await asyncio.sleep(0.05)
+            await turns()
             assert not third.done()
             prefixes.over(readers[0])
-            await asyncio.sleep(0.05)
+            await turns()
             assert not third.done()
             with AtlasSession(engine(1), SMALL) as session:
                 session.feed(PREFIX)
@@ -162,12 +162,12 @@ def test_who_waits_for_a_reader_that_leaves_reads_it_all() -> None:
         async with House(engine(1)) as house:
             async with house.all.lease(house.named("somebody")):
                 first = asyncio.ensure_future(house.answer(fresh(house, PREFIX + "A"), PREFIX + "A"))
-                await asyncio.sleep(0.01)
+                await turns()
                 rest = [
                     asyncio.ensure_future(house.answer(fresh(house, PREFIX + name), PREFIX + name))
                     for name in "BC"
                 ]
-                await asyncio.sleep(0.01)
+                await turns()
                 first.cancel()
                 await asyncio.wait({first})
             runs = [await one for one in rest]

@@ -20,7 +20,7 @@ import pytest
 
 from tests.conftest import tool_environment
 from tests.storage.s3_server import S3Server, s3_serving
-from tests.waiting import free_port
+from tests.waiting import LONG, free_port
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
@@ -31,13 +31,18 @@ pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 pytestmark = pytest.mark.slow
 MODEL = Path(__file__).parents[2] / "sample_data" / "models" / "tiny-python.gguf"
-LEASE, SECONDS = 2.5, 60.0
+#: Seconds after which one that is not heard of has no session any more. Where nobody waits for that it is as long as a
+#: busy machine may stand still.
+LEASE, LONG_LEASE = 2.5, 15.0
+SECONDS = LONG
 
 
 class Replica:
     """A server on the sample model; ``name`` is its own, and so is its spool."""
 
-    def __init__(self, name: str, folder: Path, store: S3Server, url: str, wait: bool = True) -> None:
+    def __init__(
+        self, name: str, folder: Path, store: S3Server, url: str, wait: bool = True, lease: float = LEASE
+    ) -> None:
         port = free_port()
         self.log = folder / f"{name}-{time.monotonic_ns()}.log"
         environment = {**tool_environment(), **store.environment}
@@ -45,8 +50,8 @@ class Replica:
             self.process = subprocess.Popen(
                 [
                     sys.executable, "-m", "atlas_kit", "serve", "-m", str(MODEL), "--port", str(port), "-t", "1",
-                    "-c", "1024", "-np", "2", "--drain-seconds", "1", "--atlas-memory-dir", url,
-                    "--atlas-memory-spool", str(folder / name), "--atlas-lease-seconds", str(LEASE),
+                    "-c", "8192", "-np", "2", "--drain-seconds", "1", "--atlas-memory-dir", url,
+                    "--atlas-memory-spool", str(folder / name), "--atlas-lease-seconds", str(lease),
                     "--atlas-replica-name", name,
                 ],
                 env=environment, stdout=log, stderr=log,
@@ -72,7 +77,9 @@ class Replica:
     def say(self, session: str, prompt: str, tokens: int = 4, save: bool = True) -> Any:
         """Say something, and have it saved."""
         atlas = {"session_id": session, "save_memory": save}
-        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "atlas": atlas}
+        body = {
+            "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": tokens > 4, "atlas": atlas,
+        }  # fmt: skip
         return self.client.post("/v1/completions", json=body)
 
     def tell(self, session: str, prompt: str) -> None:
@@ -146,9 +153,9 @@ def ok(answer: Any) -> Any:
     return answer.json()
 
 
-def both(start: Callable[..., Replica]) -> tuple[Replica, Replica]:
+def both(start: Callable[..., Replica], **options: Any) -> tuple[Replica, Replica]:
     """Start two at once."""
-    found = start("one", wait=False), start("two", wait=False)
+    found = start("one", wait=False, **options), start("two", wait=False, **options)
     for one in found:
         one.until(one.answers)
     return found
@@ -178,7 +185,7 @@ def test_one_that_sleeps_and_wakes_up_late_writes_over_nothing(start: Callable[.
     one.tell("anna", "The heron is called Zarquon.\n")
     one.tell("bert", "The badger is called Quibble.\n")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        late = pool.submit(one.say, "anna", "The otter is called Fenwick.\n", 400)
+        late = pool.submit(one.say, "anna", "The otter is called Fenwick.\n", 1200)  # it takes a while
         one.until(lambda: b"num_requests_running 1.0" in one.client.get("/metrics").content)
         one.signal(signal.SIGSTOP)
         two.tell("anna", "The stoat is called Marlow.\n")
@@ -217,7 +224,7 @@ def test_two_that_are_asked_at_once_keep_all_that_was_said(start: Callable[..., 
 def test_a_store_that_goes_away_in_the_middle_of_a_save_loses_nothing(
     start: Callable[..., Replica], store: S3Server
 ) -> None:
-    one, two = both(start)
+    one, two = both(start, lease=LONG_LEASE)
     one.tell("anna", "The heron is called Zarquon.\n")
     try:
         store.refuses = lambda method, path: method == "PUT" and "/sessions/" in path
@@ -232,14 +239,14 @@ def test_a_store_that_goes_away_in_the_middle_of_a_save_loses_nothing(
         assert one.client.get("/ready").json()["store"] == {"reachable": False, "waiting": 1}
         assert two.say("anna", "The stoat is called Marlow.\n").json()["error"]["code"] == "store_away"
         one.kill()
-        again = start("one")
+        again = start("one", lease=LONG_LEASE)
         words = ["Zarquon", "Quibble", "Fenwick", "Marlow"]
         assert again.heard("anna", words) == {"Zarquon", "Quibble", "Fenwick"}
         assert again.end() != 0
         assert "stays in" in again.log.read_text()
     finally:
         store.refuses = lambda method, path: False
-    last = start("one")
+    last = start("one", lease=LONG_LEASE)
     last.until(lambda: last.store()["waiting"] == 0 and last.store()["reachable"])
     two.until(lambda: two.store()["reachable"])
     assert two.heard("anna", words) == {"Zarquon", "Quibble", "Fenwick"}

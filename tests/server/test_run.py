@@ -24,7 +24,7 @@ from atlas_kit.llama import FakeEngine
 from atlas_kit.persistence.session_file import read_session_state
 from atlas_kit.server import ServerConfig, Service, run
 from tests.conftest import tool_environment
-from tests.waiting import free_port
+from tests.waiting import LONG, free_port
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 httpx = pytest.importorskip("httpx", reason="the packages of the server are not installed")
@@ -57,7 +57,7 @@ except AtlasError as error:
     sys.exit(error.message)
 """
 TEXT = "to be or not to be, that is the question: whether 'tis nobler in the mind to suffer. "
-SECONDS = 60.0
+SECONDS = LONG
 
 
 class Process:
@@ -153,8 +153,9 @@ class Load:
         while not self._over:
             turn += 1
             atlas = {} if number % 2 else {"session_id": f"client {number}"}
+            # a few texts: a server keeps so many of each memory, and others are to be there afterwards
             body = {
-                "prompt": f"{number}:{turn} {TEXT}", "max_tokens": self._count, "atlas": atlas,
+                "prompt": f"{number}:{turn % 8} {TEXT}", "max_tokens": self._count, "temperature": 0, "atlas": atlas,
                 "stream": number % 3 == 0,
             }  # fmt: skip
             try:
@@ -368,7 +369,7 @@ def test_saving_on_request(start: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_still_loads_says_so_and_can_be_ended(start: Any) -> None:
-    server = start(loading=30, wait=False, drain_seconds=0)
+    server = start(loading=600, wait=False, drain_seconds=0)
     answers = []
 
     def answers_503() -> bool:

@@ -17,6 +17,7 @@ from atlas_kit.server import shared_claims
 from atlas_kit.server.leases import Leases
 from atlas_kit.storage.objects import OtherObjects, objects_at
 from server.conftest import Inside, Insider
+from server.test_conversations import turns
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 pytest.importorskip("fsspec", reason="needs the cloud extra")
@@ -163,7 +164,7 @@ def test_who_lost_a_session_in_the_middle_of_an_answer_says_so_and_keeps_nothing
             late = one.service.conversations.named[next(iter(one.service.conversations.named))]
             async with one.service.conversations.resting(late):  # as one that is paused
                 task = asyncio.ensure_future(say(one, "stale", status=503))
-                await asyncio.sleep(0.05)
+                await turns()
                 leases.is_alive = lambda other: False  # type: ignore[method-assign]
                 await say(two, kept + " goes on", save_memory=True)
                 one.service.store.leases._beaten = float("-inf")

@@ -12,7 +12,7 @@ import pytest
 from atlas_kit.llama import FakeEngine
 from server.conftest import TEMPLATE, Server, fake_engine
 from server.scripted import ScriptedEngine
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
@@ -97,13 +97,13 @@ def test_it_sleeps_again_behind_a_request_that_came_while_it_fell_asleep(
 
     def held(self: FakeEngine) -> None:
         falling.set()
-        assert go_on.wait(60)
+        assert go_on.wait(LONG)
         sleep(self)
 
     monkeypatch.setattr(FakeEngine, "sleep", held)
     engine = fake_engine()
     server = serve(engine, sleep_idle_seconds=0)
-    assert falling.wait(60)
+    assert falling.wait(LONG)
     threading.Timer(0.2, go_on.set).start()
     assert say(server, "a")["choices"]
     until(lambda: engine.asleep)  # not only said to be

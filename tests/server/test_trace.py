@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
 from atlas_kit.llama import AtlasSession, FakeEngine
@@ -30,7 +32,7 @@ class Onlooker:
         self._begun = threading.Event()
         self._thread = threading.Thread(target=self._look, args=(server, parameters))
         self._thread.start()
-        assert self._begun.wait(60)
+        assert self._begun.wait(LONG)
 
     def _look(self, server: Live, parameters: dict[str, Any]) -> None:
         with server.client.stream("GET", "/v1/atlas/trace", params=parameters) as answer:
@@ -43,26 +45,26 @@ class Onlooker:
         """Return the text that came, when it is as long as that."""
         found = ""
         while len(found) < length:
-            found += "".join(self.pieces.get(timeout=60)["texts"])
+            found += "".join(self.pieces.get(timeout=LONG)["texts"])
         return found
 
     def traced(self, until: Any) -> list[Any]:
         """Return the pieces of the trace that come until their text is as it shall be."""
         found: list[Any] = []
         while not until("".join("".join(one["texts"]) for one in found)):
-            piece = self.pieces.get(timeout=60)
+            piece = self.pieces.get(timeout=LONG)
             found += [piece] if piece["object"] == "atlas.trace" else []
         return found
 
     def recalled(self, question: str) -> Any:
         """Return what was recalled for the answer to a question."""
         while True:
-            piece = self.pieces.get(timeout=60)
+            piece = self.pieces.get(timeout=LONG)
             if piece["object"] == "atlas.recalled" and piece["question"] == question:
                 return piece
 
     def end(self) -> None:
-        self._thread.join(60)
+        self._thread.join(LONG)
         assert not self._thread.is_alive()
 
 
@@ -110,7 +112,7 @@ def test_what_a_session_reads_and_says_is_told_with_its_losses(serve: Server):
     length = len(said.encode()) - 1  # nothing was expected of the first
     pieces: list[Any] = []
     while sum(len(one["texts"]) for one in pieces) < length:
-        pieces.append(onlooker.pieces.get(timeout=60))
+        pieces.append(onlooker.pieces.get(timeout=LONG))
     assert [one["from"] for one in pieces] == np.cumsum([0, *(len(p["texts"]) for p in pieces[:-1])]).tolist()
     assert "".join("".join(one["texts"]) for one in pieces) == said[1:]
     rows = np.concatenate([numbers(one)[0] for one in pieces])
@@ -295,7 +297,7 @@ def test_the_first_who_comes_gets_what_was_recalled_last_for_the_same_key(serve:
     chat(server, QUESTION, mine, session, recall="always")
     chat(server, "Hello?", strange, session, recall="off")
     onlooker = Onlooker(server, **named)
-    told = onlooker.pieces.get(timeout=60)
+    told = onlooker.pieces.get(timeout=LONG)
     assert (told["object"], told["question"]) == ("atlas.recalled", QUESTION)
     assert onlooker.pieces.empty()
     server.service.stopping = True
@@ -305,9 +307,9 @@ def test_the_first_who_comes_gets_what_was_recalled_last_for_the_same_key(serve:
     server.post(way, mode="soft", **named)
     onlooker = Onlooker(server, **named)
     chat(server, "And now?", mine, session, recall="off")
-    first = onlooker.pieces.get(timeout=60)
+    first = onlooker.pieces.get(timeout=LONG)
     while first["object"] == "atlas.trace":
-        first = onlooker.pieces.get(timeout=60)
+        first = onlooker.pieces.get(timeout=LONG)
     assert first["question"] == "And now?"
     server.service.stopping = True
     onlooker.end()
@@ -319,9 +321,9 @@ def test_a_text_that_goes_on_asks_nothing(serve: Server):
     body = {"max_tokens": 1, "temperature": 0, "atlas": {"session_id": "anna"}}
     server.post("/v1/completions", prompt=TEXT, **body)
     chat(server, "Hello?")
-    first = onlooker.pieces.get(timeout=60)
+    first = onlooker.pieces.get(timeout=LONG)
     while first["object"] == "atlas.trace":
-        first = onlooker.pieces.get(timeout=60)
+        first = onlooker.pieces.get(timeout=LONG)
     assert first["question"] == "Hello?"
     server.service.stopping = True
     onlooker.end()
@@ -339,7 +341,7 @@ def test_nobody_sees_what_was_recalled_for_another_key(serve: Server, tmp_path, 
     chat(server, "Hello?", mine, session)
     seen = []
     while not seen or seen[-1]["object"] != "atlas.recalled":
-        seen.append(onlooker.pieces.get(timeout=60))
+        seen.append(onlooker.pieces.get(timeout=LONG))
     assert seen[-1]["question"] == "Hello?"
     assert "Skagen" not in json.dumps([one for one in seen if one["object"] == "atlas.recalled"])
     assert onlooker.pieces.empty()
@@ -364,7 +366,7 @@ def test_what_is_forgotten_is_shown_to_nobody_who_comes_later(serve: Server, way
     chat(server, "Hello?", recall="off")
     seen = []
     while not seen or seen[-1]["object"] != "atlas.recalled":
-        seen.append(late.pieces.get(timeout=60))
+        seen.append(late.pieces.get(timeout=LONG))
     said = "".join("".join(one.get("texts", [])) for one in seen) + json.dumps(seen[-1])
     assert "Skagen" not in said
     assert "lighthouse" not in said

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from atlas_kit.server.turns import Passage, Turns
+from tests.waiting import LONG
 
 
 async def some_steps() -> None:
@@ -51,7 +52,7 @@ def test_who_goes_away_while_waiting_keeps_nobody_else_waiting(given: bool) -> N
             await gone
         if not given:
             turns.release()
-        assert await asyncio.wait_for(last, 5)
+        assert await asyncio.wait_for(last, LONG)
         turns.release()
         assert not turns.locked()
 
@@ -74,7 +75,7 @@ def test_who_goes_away_as_a_turn_ends_is_passed_over() -> None:
         turns.release()  # before who was cancelled has got to know of it
         with pytest.raises(asyncio.CancelledError):
             await gone
-        assert await asyncio.wait_for(last, 5)
+        assert await asyncio.wait_for(last, LONG)
         turns.release()
         assert not turns.locked()
 
@@ -122,9 +123,9 @@ def test_who_gives_up_before_passing_lets_the_next_pass(given: bool) -> None:
                 assert behind.done()
         if given:
             leaves.cancel()  # in the moment in which it is let in
-        await asyncio.wait({leaves, behind}, timeout=5)
+        await asyncio.wait({leaves, behind}, timeout=LONG)
         assert behind.done()
         assert leaves.cancelled()
-        await asyncio.wait_for(one(True), 5)
+        await asyncio.wait_for(one(True), LONG)
 
     asyncio.run(work())

@@ -11,6 +11,7 @@ import pytest
 
 from atlas_kit.server import waking as waking_module
 from atlas_kit.server.waking import waking
+from tests.waiting import LONG
 
 
 @pytest.fixture(params=["eventfd", "no eventfd", "no file is left"])
@@ -50,7 +51,7 @@ def test_a_loop_answers_on_its_own_thread_and_nothing_stays_open(opened) -> None
             came.clear()
             other = threading.Thread(target=wake_up)
             other.start()
-            await asyncio.wait_for(came.wait(), 30)
+            await asyncio.wait_for(came.wait(), LONG)
             other.join()
         return answered, wake_up
 

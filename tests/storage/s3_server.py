@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.waiting import LONG
+
 BUCKET = "bucket"
 #: What the stores' own tools look for in the environment.
 CREDENTIALS = {
@@ -79,7 +81,7 @@ def s3_serving(latency: float = 0.0) -> Iterator[S3Server]:
 
     server = S3Server(latency)
     try:
-        requests.post(f"{server.endpoint}/moto-api/reset", timeout=60)
+        requests.post(f"{server.endpoint}/moto-api/reset", timeout=LONG)
         server.file_system().mkdir(BUCKET)
         server.forget()
         yield server

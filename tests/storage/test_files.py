@@ -14,6 +14,7 @@ from atlas_kit.errors import AtlasError, FileAccessError, LockedError, NoSuchFil
 from atlas_kit.storage import atomic
 from atlas_kit.storage.given import open_source
 from atlas_kit.storage.source import Source
+from tests.waiting import LONG
 
 
 def names(folder: Path) -> list[str]:
@@ -242,7 +243,7 @@ def test_many_threads_one_lock(tmp_path: Path) -> None:
     def work() -> None:
         nonlocal inside, worst, done
         for _ in range(20):
-            with atomic.lock(tmp_path / "f", timeout=60):
+            with atomic.lock(tmp_path / "f", timeout=LONG):
                 with guard:
                     inside += 1
                     worst = max(worst, inside)

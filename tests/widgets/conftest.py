@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from playwright.sync_api import Page
 
 from atlas_kit.widgets.explorer import watching
+from tests.waiting import until
 
 #: What anywidget gives to `render`, over a plain object.
 STUB = """
@@ -134,6 +136,13 @@ def receive(widget: ipywidgets.Widget, content: dict[str, Any]) -> None:
     widget._handle_msg({"content": {"data": content}, "buffers": []})
 
 
+def once(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
+    """Do something in another thread as soon as a condition holds: what this one is about to do."""
+    thread = threading.Thread(target=lambda: (until(condition), action()), daemon=True)
+    thread.start()
+    return thread
+
+
 class Stage:
     """A page with one anywidget in it, and the widget's Python side."""
 
@@ -177,6 +186,10 @@ class Stage:
         number = self.deliver_at_once()
         self.settle()
         return number
+
+    def deliver_until(self, condition: Callable[[], Any]) -> None:
+        """Carry what another thread sends until a condition holds."""
+        until(lambda: self.deliver() >= 0 and condition())
 
     def deliver_at_once(self) -> int:
         """Carry it, and do not wait for what comes of it: the kernel may be silent."""

@@ -68,7 +68,7 @@ def test_a_lab_shows_what_was_recalled_for_an_answer(serve, labs):
     assert "What it recalled" not in lab.html()
     filled(server)
     answer = chat(server, QUESTION, recall="always")
-    until(lambda: lab.answer is not None and lab.answer.question == QUESTION)
+    until(lambda: lab.recalled.answer.get("question") == QUESTION)
     [piece] = lab.answer.pieces
     assert (lab.answer.question, lab.answer.text) == (QUESTION, answer["choices"][0]["message"]["content"])
     assert (piece.text, piece.kind, piece.gain) == (FACT, "user", answer["atlas"]["recalled"][0]["gain"])
@@ -78,7 +78,7 @@ def test_a_lab_shows_what_was_recalled_for_an_answer(serve, labs):
     assert f"recalled from {piece.place}" in lab.text()
     assert FACT in lab.html()
     chat(server, "And now?", recall="off")
-    until(lambda: lab.answer.question == "And now?")
+    until(lambda: lab.recalled.answer["question"] == "And now?")
     assert lab.recalled.answer["why"] == "Nothing was recalled: recall is off."
     chat(server, "Hello?", session="bert")
     read(server)  # what comes of it comes behind what bert was asked
@@ -223,7 +223,7 @@ def test_a_lab_that_nobody_sees_asks_nothing_and_goes_on_when_it_is_seen(serve, 
     for kind in ("hello", "bye"):
         receive(lab.view, {"method": "custom", "content": {"kind": kind, "view": "a"}})
     until(lambda: not looked)
-    assert lab.state == "paused"
+    until(lambda: lab.state == "paused")
     receive(lab.view, {"method": "custom", "content": {"kind": "hello", "view": "b"}})
     until(lambda: looked)
     read(server)

@@ -28,9 +28,7 @@ def test_a_lab_on_a_server_shows_it_without_a_field_to_ask(stage: Stage, serve):
     assert stage.page.locator(".title").inner_text().strip() == "What it recalled"
     filled(server)
     chat(server, QUESTION, recall="always")
-    until(lambda: lab.answer is not None and lab.answer.question == QUESTION)
-    stage.deliver()
-    assert stage.page.locator(".asked").inner_text() == QUESTION
+    stage.deliver_until(lambda: stage.page.locator(".asked").inner_text() == QUESTION)
     [taken] = stage.page.locator(".answer > ol > li").all()
     assert taken.locator("pre").inner_text() == FACT
     assert taken.locator(".from b").inner_text() == lab.answer.pieces[0].place

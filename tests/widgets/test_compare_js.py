@@ -9,6 +9,7 @@ from atlas_kit.llama import AtlasSession, AtlasSettings, FakeEngine
 from atlas_kit.widgets import MemoryCompare
 from atlas_kit.widgets.compare.memory_compare import _MATRIX_COLUMNS
 from atlas_kit.widgets.compare.panes import CompareTable, Spectra
+from tests.waiting import LONG
 from tests.widgets.conftest import receive
 
 SMALL = AtlasSettings(window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
@@ -115,7 +116,7 @@ def compared():
         a.feed("to be or not to be, that is the question. " * 6)
         b.feed("it was the best of times, it was the worst of times. " * 6)
         compare = MemoryCompare(a, b, engine, PROBE)
-        assert compare.wait(60)
+        assert compare.wait(LONG)
         yield compare
 
 

@@ -18,7 +18,7 @@ from atlas_kit.widgets import MemoryCompare
 from atlas_kit.widgets.compare import behaviour_pane
 from atlas_kit.widgets.newest import Newest
 from tests.conftest import SAMPLES
-from tests.waiting import until_gone
+from tests.waiting import LONG, until_gone
 
 SMALL = AtlasSettings(features="polynomial", window_size=64, memory_dim=16, omega_window=8, chunk_size=4)
 WHITENED = AtlasSettings(window_size=64, memory_dim=16, chunk_size=4)
@@ -48,7 +48,7 @@ def files(pair, tmp_path):
 
 
 def done(compare):
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     return compare
 
 
@@ -378,13 +378,13 @@ def test_playing_goes_through_the_moments_and_can_be_paused(run, monkeypatch):
     seen = []
     compare.slider.observe(lambda change: seen.append(change.new), "value")
     compare.start()
-    assert compare._runner.wait(60)
+    assert compare._runner.wait(LONG)
     assert seen == list(range(len(moments)))
     assert not compare.playing
     assert compare.play.description == "Play"
     compare.slider.observe(lambda change: compare.pause() if change.new == 2 else None, "value")
     compare.start()
-    assert compare._runner.wait(60)
+    assert compare._runner.wait(LONG)
     assert compare.slider.value == 2
     done(compare)
 
@@ -432,7 +432,7 @@ def test_text_picture_and_page_stand_alone(files, engine):
 def test_a_closed_comparison_computes_no_more(pair):
     compare = MemoryCompare(*pair, probe=PROBE)
     compare.close()
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     compare.close()
 
 
@@ -455,24 +455,24 @@ def test_the_newest_job_of_a_name_is_done_and_errors_are_told():
 
     def slow(stale):
         started.set()
-        go.wait(60)
+        go.wait(LONG)
         did.append(("slow", stale()))
 
     def broken(_):
         raise ValueError("no")
 
     newest.submit("a", slow)
-    assert started.wait(60)
+    assert started.wait(LONG)
     for number in range(3):
         newest.submit("a", lambda _, number=number: did.append(number))
     newest.submit("b", broken)
     assert not newest.wait(0.01)
     go.set()
-    assert newest.wait(60)
+    assert newest.wait(LONG)
     assert did == [("slow", True), 2]
     assert failed == [("b", "no")]
     newest.submit("a", lambda stale: did.append(stale()))
-    assert newest.wait(60)
+    assert newest.wait(LONG)
     assert did[-1] is False
 
 
@@ -482,15 +482,15 @@ def test_stopping_forgets_what_waits():
 
     def slow(stale):
         started.set()
-        go.wait(60)
+        go.wait(LONG)
         did.append(stale())
 
     newest.submit("a", slow)
     newest.submit("b", lambda _: did.append("b"))
-    assert started.wait(60)
+    assert started.wait(LONG)
     newest.stop()
     go.set()
-    assert newest.wait(60)
+    assert newest.wait(LONG)
     assert did == [True]
 
 
@@ -501,6 +501,6 @@ def test_a_thread_that_is_done_keeps_nothing_alive():
     owner, newest = Owner(), Newest(lambda *_: None)
     gone = weakref.ref(owner)
     newest.submit("a", lambda _, owner=owner: None)
-    assert newest.wait(60)
+    assert newest.wait(LONG)
     del owner
     until_gone(gone)

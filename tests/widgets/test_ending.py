@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from atlas_kit.widgets import FileExplorer, MemoryCompare, ModelCompare, ending
+from tests.waiting import LONG
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 A, B = SAMPLES / "gguf/tiny.gguf", SAMPLES / "gguf/micro.gguf"
@@ -28,7 +29,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[[], Any]]:
     def one() -> Any:
         made.append(MAKERS[request.param]())
         if hasattr(made[-1], "wait"):
-            assert made[-1].wait(60)
+            assert made[-1].wait(LONG)
         return made[-1]
 
     yield one
@@ -73,7 +74,7 @@ def test_two_of_one_run_stay_and_so_does_what_another_cell_shows(make: Callable[
 def test_what_was_compared_can_still_be_told(cell: list[str]):
     for kind in ("MemoryCompare", "ModelCompare"):
         widget = MAKERS[kind]()
-        assert widget.wait(60)
+        assert widget.wait(LONG)
         told = widget.text(), widget.html()
         widget.close()
         assert (widget.text(), widget.html()) == told

@@ -16,7 +16,7 @@ from atlas_kit.errors import KeyNotFoundError
 from atlas_kit.operations.validate import validate_file
 from atlas_kit.widgets import FileExplorer, MatrixView
 from atlas_kit.widgets.explorer import watching
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 TINY = SAMPLES / "gguf/tiny.gguf"
@@ -144,7 +144,7 @@ class TestFollowingTheFile:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setattr(watching, "EVERY_SECONDS", 0.01)
-        watching.end(10)
+        watching.end(LONG)
         seen = threading.Event()
 
         class Watcher:
@@ -153,7 +153,7 @@ class TestFollowingTheFile:
 
         watcher = Watcher()
         watching.watch(watcher)
-        assert seen.wait(30)
+        assert seen.wait(LONG)
         del watcher
         until(watching.is_idle)
 

@@ -21,7 +21,7 @@ from atlas_kit.widgets.lab.memory_lab import LIVE
 from atlas_kit.widgets.lab.static_view import running_mean
 from tests.conftest import SAMPLES
 from tests.waiting import LONG, until
-from tests.widgets.conftest import receive, wired
+from tests.widgets.conftest import once, receive, wired
 
 TEXT = "to be or not to be, that is the question. " * 12
 
@@ -126,7 +126,7 @@ def test_start_pause_start(gated):
 def test_stop_while_running_begins_no_other_step(gated):
     gated.start()
     assert gated.session.engine.inside.wait(LONG)
-    threading.Timer(0.01, gated.session.engine.go.set).start()
+    once(lambda: not gated.runner.wanted, gated.session.engine.go.set)
     gated.stop()
     assert gated.wait(LONG)
     decodes = gated.session.engine.decodes
@@ -257,7 +257,7 @@ def test_sliders_set_and_show_settings(lab):
 def test_reset_while_running_forgets_everything(gated):
     gated.start()
     assert gated.session.engine.inside.wait(LONG)
-    threading.Timer(0.01, gated.session.engine.go.set).start()
+    once(lambda: not gated.runner.wanted, gated.session.engine.go.set)
     gated.reset()
     assert (gated.state, len(gated.history.tokens), gated.session.memory.tokens_seen) == ("idle", 0, 0)
     assert [one.tokens_seen for one in gated.snapshots] == [0]
@@ -426,17 +426,33 @@ def test_a_second_lab_takes_over_and_both_say_so(gated, make):
     engine = gated.session.engine
     gated.start()
     assert engine.inside.wait(LONG)
-    threading.Timer(0.01, engine.go.set).start()
+    once(lambda: not gated.runner.wanted, engine.go.set)
     with AtlasSession(engine) as session:
         second = make(session)
         assert "earlier MemoryLab" in second.view.status
         assert "Another MemoryLab" in gated.view.status
-        assert not gated.runner.alive
+        assert gated.wait(LONG)
         assert all(button.disabled for button in gated.controls._buttons.values())
         with pytest.raises(InvalidParamError, match="closed"):
             gated.start()
         second.run()
         assert second.state == "done"
+
+
+def test_one_that_made_room_stays_so_whenever_its_step_ends(gated, make, monkeypatch):
+    for place in ("live", "lab.memory_lab"):
+        monkeypatch.setattr(f"atlas_kit.widgets.{place}.STOP_SECONDS", 0.01)
+    engine, tell, made_room = gated.session.engine, gated.runner._on_state, threading.Event()
+    gated.start()
+    assert engine.inside.wait(LONG)
+    gated.runner._on_state = lambda: (made_room.wait(LONG), tell())
+    once(lambda: gated.runner.closed, engine.go.set)
+    with AtlasSession(engine) as session:
+        make(session)
+        made_room.set()
+        assert gated.wait(LONG)
+        assert all(button.disabled for button in gated.controls._buttons.values())
+        assert "Another MemoryLab" in gated.view.status
 
 
 def test_the_same_session_can_be_shown_again(make):
@@ -453,7 +469,7 @@ def test_the_same_session_can_be_shown_again(make):
 def test_close_ends_the_thread_and_closes_what_it_opened(gated):
     gated.start()
     assert gated.session.engine.inside.wait(LONG)
-    threading.Timer(0.01, gated.session.engine.go.set).start()
+    once(lambda: not gated.runner.wanted, gated.session.engine.go.set)
     gated.close()
     assert gated.wait(LONG)
     assert gated.session.sequence == -1

@@ -8,6 +8,7 @@ from playwright.sync_api import expect
 
 from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import MemoryLab
+from tests.waiting import LONG
 from tests.widgets.conftest import Stage, receive
 
 TEXT = "to be or not to be, that is the question. " * 12
@@ -24,7 +25,7 @@ def lab():
 def read(stage: Stage, lab):
     """The view of a lab that has read its text."""
     lab.run()
-    assert lab.matrices.wait(30)
+    assert lab.matrices.wait(LONG)
     stage.show(lab.view)
     return stage
 
@@ -286,15 +287,11 @@ def test_a_greeting_is_repeated_until_it_is_answered(stage: Stage, lab):
     stage.silent = True
     lab.run(32)
     stage.show(lab.view)
-    stage.page.wait_for_function(
-        "window.sent.filter((one) => one.kind === 'hello').length >= 3", timeout=20_000
-    )
-    expect(stage.page.locator(".away")).to_contain_text("does not answer", timeout=20_000)
+    stage.page.wait_for_function("window.sent.filter((one) => one.kind === 'hello').length >= 3")
+    expect(stage.page.locator(".away")).to_contain_text("does not answer")
     stage.waiting.clear()
     stage.silent = False
-    stage.page.wait_for_function(
-        "document.querySelector('.atlas-lab').dataset.shown === '32'", timeout=20_000
-    )
+    stage.page.wait_for_function("document.querySelector('.atlas-lab').dataset.shown === '32'")
     expect(stage.page.locator(".away")).to_be_hidden()
 
 
@@ -355,7 +352,7 @@ def test_no_loss_is_clipped_without_a_word(stage: Stage, first, cut):
 
 
 def test_a_run_is_saved_as_a_film(read, tmp_path):
-    with read.page.expect_download(timeout=60_000) as coming:
+    with read.page.expect_download() as coming:
         read.page.get_by_role("button", name="WebM").click()
     assert coming.value.suggested_filename == "MemoryLab.webm"
     coming.value.save_as(tmp_path / "run.webm")

@@ -12,6 +12,7 @@ from atlas_kit.errors import InvalidParamError, ModelError
 from atlas_kit.widgets import live
 from atlas_kit.widgets.live import Runner, Turns
 from tests.waiting import LONG, until_gone
+from tests.widgets.conftest import once
 
 
 class Steps:
@@ -57,12 +58,13 @@ def test_it_runs_to_the_end(steps, runner):
     assert (runner.state, steps.count, runner.alive) == ("done", 5, False)
 
 
-def test_stop_lets_no_step_begin(steps, runner):
+def test_stop_lets_no_step_begin(steps, runner, monkeypatch):
+    monkeypatch.setattr(live, "STOP_SECONDS", LONG)
     steps.held()
     runner.start()
     steps.reached()
     assert runner.state == "running"
-    threading.Timer(0.01, steps.go.set).start()
+    once(lambda: not runner.wanted, steps.go.set)
     assert runner.stop()
     assert (runner.state, steps.count) == ("idle", 1)
 

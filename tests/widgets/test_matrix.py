@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 from atlas_kit.errors import FileAccessError, InvalidParamError
 from atlas_kit.widgets import MatrixView, colour, frame_gate
-from tests.waiting import until_gone
+from tests.waiting import LONG, until_gone
 from tests.widgets.conftest import receive, wired
 from tests.widgets.test_sources import Sampled
 
@@ -367,7 +367,7 @@ def test_linked_views_may_learn_in_different_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(LONG)
         assert not thread.is_alive(), "the views wait for each other"
 
 

@@ -321,7 +321,8 @@ def test_every_frame_is_acknowledged_once_it_is_drawn(stage: Stage):
     assert [message["number"] for message in asked(stage, "shown")] == [0, 1, 2, 3]
 
 
-def test_a_fast_learner_sends_one_frame_and_then_the_newest(stage: Stage):
+def test_a_fast_learner_sends_one_frame_and_then_the_newest(stage: Stage, monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.frame_gate.PATIENCE", 1e9)
     stage.show(MatrixView(np.zeros((4, 4)), vmax=1))
     stage.silent = True
     for step in range(100):

@@ -10,6 +10,7 @@ import pytest
 from atlas_kit.errors import AtlasError, InvalidParamError
 from atlas_kit.operations.model_check import ModelCheck
 from atlas_kit.widgets import ModelCompare
+from tests.waiting import LONG
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 A, B = SAMPLES / "gguf/tiny.gguf", SAMPLES / "gguf/micro.gguf"
@@ -17,7 +18,7 @@ A, B = SAMPLES / "gguf/tiny.gguf", SAMPLES / "gguf/micro.gguf"
 
 def done(a: Path = A, b: Path = B, text: str = "") -> ModelCompare:
     compare = ModelCompare(a, b, text)
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     return compare
 
 
@@ -93,21 +94,21 @@ def test_a_widget_that_is_closed_has_let_go():
     compare = ModelCompare(A, B)
     compare.close()
     compare.close()
-    assert compare.wait(60)
+    assert compare.wait(LONG)
 
 
 @pytest.mark.model
 def test_both_cut_a_text_that_is_typed():
     compare = done(A, SAMPLES / "models/tiny-python.gguf")
     compare._words.value = "def <b>():"
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     shown = compare._cut_text.value
     assert "A: " in shown
     assert "B: " in shown
     assert "&lt;" in shown
     assert "<b>()" not in shown
     compare._words.value = ""
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     assert compare._cut_text.value == ""
     compare.close()
 
@@ -116,5 +117,5 @@ def test_both_cut_a_text_that_is_typed():
 def test_a_model_without_words_is_a_sentence():
     compare = done()
     compare._words.value = "words"
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     assert "the model has no vocabulary" in compare._cut_text.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from atlas_kit.widgets.newest import Newest
+from tests.waiting import LONG
 
 
 class Work:
@@ -18,21 +19,21 @@ class Work:
     def submit(self, name: str, what: str) -> None:
         def job(stale):
             self.began.set()
-            self.go.wait(60)
+            self.go.wait(LONG)
             self.done.append("stale" if stale() else what)
 
         self.newest.submit(name, job)
 
     def finish(self) -> list[str]:
         self.go.set()
-        assert self.newest.wait(60)
+        assert self.newest.wait(LONG)
         return self.done
 
 
 def test_stop_by_name_leaves_the_others():
     work = Work()
     work.submit("spectra", "spectra")
-    assert work.began.wait(60)
+    assert work.began.wait(LONG)
     work.submit("behaviour", "behaviour")
     work.submit("ranks", "ranks")
     work.newest.stop("behaviour")
@@ -42,7 +43,7 @@ def test_stop_by_name_leaves_the_others():
 def test_stop_by_name_ends_the_job_at_work():
     work = Work()
     work.submit("behaviour", "behaviour")
-    assert work.began.wait(60)
+    assert work.began.wait(LONG)
     work.submit("spectra", "spectra")
     work.newest.stop("behaviour")
     assert work.finish() == ["stale", "spectra"]

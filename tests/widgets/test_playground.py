@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from atlas_kit.errors import InvalidParamError
 from atlas_kit.memory.trials import TRIALS, Trial
 from atlas_kit.widgets import CapacityPlayground, playground
+from tests.waiting import LONG
 
 SMALL = Trial(d=8, pairs=32, streams=2)
-WAIT = 60  # seconds, on a machine that does other things too
+WAIT = LONG
 
 
 @pytest.fixture
@@ -81,10 +82,11 @@ class TestRunning:
         click(widget, "Step")
         assert widget.wait(WAIT)
         assert len(widget.curves[-1].points) == 2
-        click(widget, "Start")
-        assert widget.state == "running"
-        assert widget._buttons["Start"].disabled
-        click(widget, "Pause")
+        with widget._runner.lock:  # it cannot come to its end here
+            click(widget, "Start")
+            assert widget.state == "running"
+            assert widget._buttons["Start"].disabled
+            click(widget, "Pause")
         assert widget.wait(WAIT)
         at = len(widget.curves[-1].points)
         assert len(widget.curves) == 1
@@ -94,7 +96,8 @@ class TestRunning:
         assert len(widget.curves[-1].points) == len(widget.trial.counts) >= at
         assert widget.curves[-1].points == widget.trial.curve()
 
-    def test_stop_ends_the_thread_between_two_passes(self, widget):
+    def test_stop_ends_the_thread_between_two_passes(self, widget, monkeypatch):
+        monkeypatch.setattr("atlas_kit.widgets.live.STOP_SECONDS", LONG)
         widget.trial = Trial("deep", d=16, muon=True, training="converged")
         widget.start()
         while widget.stored is None:

@@ -18,7 +18,7 @@ from atlas_kit.widgets.lab.recall_pane import RecallPane
 from atlas_kit.widgets.lab.recollection import Recollection
 from tests.conftest import SAMPLES
 from tests.waiting import LONG
-from tests.widgets.conftest import receive, wired
+from tests.widgets.conftest import once, receive, wired
 
 FACT = "The lantern is green.\n"
 TEXT = "Nothing of note was said at the gate today.\n" * 6 + FACT + "Rain fell on the roof until noon.\n" * 6
@@ -140,7 +140,8 @@ def test_a_newer_question_takes_the_place_of_an_older(gated):
 def test_a_control_that_needs_the_session_does_not_wait_for_an_answer(gated):
     gated.recalled.put(QUESTION)
     assert gated.session.engine.inside.wait(LONG)
-    threading.Timer(0.01, gated.session.engine.go.set).start()
+    stops = gated.recalled._newest._stops
+    once(lambda: gated.recalled._newest._stops > stops, gated.session.engine.go.set)
     gated.controls.press("reset")
     assert gated.recalled.wait(LONG)
     assert gated.answer is None
@@ -337,13 +338,26 @@ def test_a_pane_by_itself_says_what_is_written_while_it_is():
     assert pane.answer["text"] == "Green."
 
 
+def test_an_answer_to_another_memory_is_not_shown():
+    """The memory that was asked has made room since the last step of its answer."""
+
+    def ask(*_):
+        pane.clear()
+        return recollection([piece("a", 2.0)], [], gain=2.0)
+
+    pane = RecallPane(ask)
+    pane.put(QUESTION)
+    assert pane.wait(LONG)
+    assert (pane.last, pane.answer, pane.busy, pane.stored) == (None, {}, False, 0)
+
+
 @pytest.mark.model
 def test_the_sample_model_is_asked():
     lab = MemoryLab(SAMPLES / "models" / "tiny-python.gguf", Path(SAMPLES / "documents" / "statistics.py"))
     lab.run(1200)
     lab.recalled.mode = "always"
     lab.recalled.put("How is the median of the data found?")
-    assert lab.recalled.wait(60)
+    assert lab.recalled.wait(LONG)
     [shown] = lab.recalled.answer["pieces"]
     assert "median" in shown["text"]
     assert "statistics.py, line " in shown["place"]

@@ -9,6 +9,8 @@ import threading
 import numpy as np
 import pytest
 
+from tests.waiting import LONG
+
 pytest.importorskip("fastapi", reason="the packages of the server are not installed")
 
 from atlas_kit.errors import InvalidParamError
@@ -28,7 +30,7 @@ def compared():
 
     def open_(*given, **options) -> MemoryCompare:
         opened.append(MemoryCompare(*given, **options))
-        assert opened[-1].wait(60)
+        assert opened[-1].wait(LONG)
         return opened[-1]
 
     yield open_
@@ -93,7 +95,7 @@ def test_looking_again_shows_what_was_learned_since(serve, compared):
     read(server, OTHER * 12)  # more than the states that say how to whiten: nothing is learned before
     assert all(row.max_difference == 0 for row in widget.rows())  # it was looked at before
     widget.refresh()
-    assert widget.wait(60)
+    assert widget.wait(LONG)
     assert any(row.max_difference > 0 for row in widget.rows())
 
 

@@ -6,6 +6,7 @@ import base64
 import gc
 import html
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from atlas_kit.llama import FakeEngine
 from atlas_kit.widgets import colour, saved
 from atlas_kit.widgets.base import Shown
 from atlas_kit.widgets.saved import Curve, Panel
+from tests.waiting import LONG
 
 
 class Said(Shown, ipywidgets.VBox):
@@ -77,6 +79,25 @@ def test_curves_of_any_numbers_are_a_picture_or_a_sentence(values: list[float]):
     assert "nan" not in drawn.partition("<text")[0]
     assert ("<svg" in drawn) == bool(np.isfinite(np.array(values)).any())
     assert drawn.count("<title") + drawn.count('class="ak-at"') <= saved.POINTS
+
+
+def test_a_wild_beginning_is_cut_off_where_it_would_press_the_rest_flat_and_it_is_said():
+    at = np.arange(1000)
+    losses = 3 + np.where(at < 9, 9 - at, 0) + 0.1 * np.sin(at / 50)
+
+    def drawn(values, wild):
+        return saved.curves([Curve("loss", at, values)], "tokens", "nats", "Loss", wild=wild)
+
+    cut, whole = drawn(losses, 48), drawn(losses, 0)
+    assert "▴ up to 12" in cut
+    assert "up to" not in whole
+
+    def height(picture):
+        y = [float(point.split(",")[1]) for point in re.findall(r'points="([^"]*)"', picture)[0].split()[20:]]
+        return max(y) - min(y)
+
+    assert height(cut) > 10 * height(whole)
+    assert drawn(at / 1000, 48) == drawn(at / 1000, 0)  # of a calm one nothing is cut
 
 
 def test_gaps_of_a_curve_stay_gaps():
@@ -256,9 +277,9 @@ def test_every_widget_has_a_table():
     lab = widgets.MemoryLab(FakeEngine(), "to be or not to be, " * 20)
     lab.run()
     compare = widgets.MemoryCompare(samples / "atlas/learned.atlas", samples / "atlas/learned-more.atlas")
-    assert compare.wait(60)
+    assert compare.wait(LONG)
     models = widgets.ModelCompare(samples / "gguf/tiny.gguf", samples / "gguf/micro.gguf")
-    assert models.wait(60)
+    assert models.wait(LONG)
     explorer = widgets.FileExplorer(samples / "gguf/tiny.gguf")
     explorer._answer(
         None, {"op": "rows", "table": "tensors", "sort": "name", "descending": True, "filter": "ffn"}, None

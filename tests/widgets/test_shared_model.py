@@ -271,7 +271,7 @@ def say(lab, kind, view):
 
 def test_it_rests_when_its_last_view_is_gone_and_goes_on_when_one_is_there(running):
     say(running, "bye", "a")
-    until(lambda: running.view.gone)
+    until(lambda: not running.runner.wanted)
     running.session.engine.go.release(50)
     until(lambda: running.state == "paused")
     count = len(running.history.tokens)
@@ -337,10 +337,23 @@ def test_a_run_that_a_cell_waits_for_goes_on_unseen(monkeypatch):
     lab.close()
 
 
+def test_what_the_reader_stopped_in_a_long_step_stays_so(running, monkeypatch):
+    monkeypatch.setattr("atlas_kit.widgets.live.STOP_SECONDS", 0.01)
+    running.stop()
+    assert running.state == "running"  # in its last step
+    say(running, "bye", "a")
+    until(lambda: running.view.gone and not running.view._told)
+    say(running, "hello", "b")
+    running.session.engine.go.release(10_000)
+    assert running.wait(LONG)
+    assert running.state == "idle"
+
+
 def test_what_the_reader_paused_stays_so(running):
     say(running, "bye", "a")
     running.session.engine.go.release(10_000)
     until(lambda: running.view.gone)
     running.stop()
+    assert running.wait(LONG)
     say(running, "hello", "b")
     assert running.state in ("idle", "paused")

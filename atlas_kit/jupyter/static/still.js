@@ -3,6 +3,7 @@
 // it has, and saves the picture of the moment at which the cell ran.
 
 import { askSaved, shareBar } from "./share.js";
+import { showWork } from "./work.js";
 
 /** @typedef {import("./viewer.js").FromLab} FromLab */
 /** @typedef {import("./viewer.js").Shared} Shared */
@@ -208,10 +209,11 @@ export async function stillPlugin(shared) {
     autoStart: true,
     requires: [INotebookTracker],
     /**
-     * @param {FromLab} _app
+     * @param {FromLab} app
      * @param {FromLab} notebooks
      */
-    activate(_app, notebooks) {
+    activate(app, notebooks) {
+      showWork(app);
       notebooks.widgetAdded.connect((/** @type {FromLab} */ _, /** @type {FromLab} */ panel) => {
         saveWhatIsSeen(panel.context);
         // The widget manager replaces its renderer factory as kernels come, so the place that asks it is the one to hold.

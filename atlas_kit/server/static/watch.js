@@ -23,8 +23,8 @@ const SPAN = 64;
 const AGAIN_MS = 2000;
 /** Milliseconds that tokens are taken in without being seen; afterwards the text begins anew. */
 const UNSEEN_MS = 60_000;
-/** How often, and after how many milliseconds each, the trace of an answer is waited for. */
-const TRACE_TRIES = 16, TRACE_MS = 250;
+/** How often, and after how many milliseconds each, the trace of an answer is waited for: a busy server sends it late. */
+const TRACE_TRIES = 480, TRACE_MS = 250;
 
 /**
  * @param {string} className
@@ -283,8 +283,10 @@ export class Watch {
    * @param {string[]} texts in their order
    */
   async explain(mark, texts) {
-    for (let tries = 0; tries < TRACE_TRIES; tries += 1) {
+    for (let tries = 0, count = -1; tries < TRACE_TRIES; tries += 1) {
       await new Promise((resolve) => setTimeout(resolve, TRACE_MS));
+      if (this.run.count === count) continue; // nothing has come
+      count = this.run.count;
       const found = shadesIn(this.run, mark, texts);
       if (found) return { shades: found, worth: worth(this.run, mark) };
     }

@@ -218,8 +218,8 @@ class AttachedLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _tell(self, error: str) -> None:
         """Say that the server does not answer, or that it does again."""
+        self.view.error = error  # whoever sees another state can read why
         self.view.state = "paused" if error else "running"
-        self.view.error = error
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         ending.shown(self)
@@ -258,7 +258,7 @@ class _Follower:
         self._remote, self._take, self._take_facts, self._tell = remote, take, take_facts, tell
         query = "" if session is None else "?" + urllib.parse.urlencode({"session_id": session})
         self._path = f"/v1/atlas/trace{query}"
-        self._stopped = threading.Event()
+        self._stopped, self._telling = threading.Event(), threading.RLock()
         self._answer: Any = None
 
     def follow(self) -> None:
@@ -272,24 +272,28 @@ class _Follower:
                     said = error.message if isinstance(error, AtlasError) else "the server went away"
                 except (LookupError, TypeError, AttributeError):  # it says something else than it should
                     said = self._remote.stranger().message
-                if not self._stopped.is_set():  # else whoever stopped it has said so
-                    self._tell(f"{said[:1].upper()}{said[1:]}. It is asked again.")
-                    self._stopped.wait(AGAIN)
+                self._say(f"{said[:1].upper()}{said[1:]}. It is asked again.")
+                self._stopped.wait(AGAIN)
 
     def _read(self) -> None:
         with self._remote.open(self._path) as self._answer:
-            if self._stopped.is_set():
-                return
-            self._tell("")
+            self._say("")
             for piece in _events(self._answer):
                 if self._stopped.is_set():
                     return
                 self._take(piece)
                 self._take_facts(self._remote.json("/v1/atlas/metrics?window=10"))
 
+    def _say(self, error: str) -> None:
+        """Tell how it goes; once it was stopped, whoever did that has said so."""
+        with self._telling:
+            if not self._stopped.is_set():
+                self._tell(error)
+
     def stop(self) -> None:
         """End reading, also while nothing comes."""
-        self._stopped.set()
+        with self._telling:
+            self._stopped.set()
         answer = self._answer
         with contextlib.suppress(AttributeError, OSError, ValueError):
             answer.fp.raw._sock.shutdown(socket.SHUT_RDWR)  # else it would wait for the next line

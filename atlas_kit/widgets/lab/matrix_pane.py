@@ -22,8 +22,9 @@ from atlas_kit.widgets.newest import Newest
 
 #: Tokens between two spectra at least, and how many times longer than one took the next has to wait.
 EVERY, REST = 2048, 20
-#: Seconds between two pictures: a matrix is a hundred times as large as what else a frame brings.
-PICTURE_SECONDS = 2.0
+#: Seconds between two pictures, where one is seen and where none is: a matrix is a hundred times as large as what else
+#: a frame brings.
+PICTURE_SECONDS, UNSEEN_SECONDS = 2.0, 10.0
 #: The window's keys, beside the learned matrices.
 KEYS = "window keys"
 
@@ -63,7 +64,7 @@ class MatrixPane(ipywidgets.VBox):  # type: ignore[misc]
 
     def begin(self) -> None:
         """Show another state's matrices."""
-        self._tokens, self._earliest, self._next_picture = 0, 0.0, 0.0
+        self._tokens, self._earliest, self._shown = 0, 0.0, 0.0
         names = self._names()
         if list(self.choice.options) != names:
             self.choice.options = names
@@ -91,12 +92,12 @@ class MatrixPane(ipywidgets.VBox):  # type: ignore[misc]
         self.view.row_name, self.view.column_name = ("column", "row") if turned else ("row", "column")
         self.view.update(array.T if turned else array)
 
-    def frame(self, tokens: int) -> None:
+    def frame(self, tokens: int, *, seen: bool = True) -> None:
         """Show what is new, if the page has drawn the last picture, and measure when it is time to."""
         started = time.monotonic()
-        if self.view.ready and started >= self._next_picture:
+        if self.view.ready and started >= self._shown + (PICTURE_SECONDS if seen else UNSEEN_SECONDS):
             self.show()
-            self._next_picture = started + PICTURE_SECONDS
+            self._shown = started
         if tokens >= self._tokens + EVERY and started >= self._earliest:
             self.measure(tokens)
 

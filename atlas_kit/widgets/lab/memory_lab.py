@@ -47,7 +47,7 @@ from atlas_kit.widgets.lab.recall_pane import RecallPane, watched
 from atlas_kit.widgets.lab.recollection import Recollection
 from atlas_kit.widgets.lab.shared_model import Loan
 from atlas_kit.widgets.lab.view import LabView
-from atlas_kit.widgets.live import Runner, Turns, sentence
+from atlas_kit.widgets.live import STOP_SECONDS, Runner, Turns, sentence
 from atlas_kit.widgets.remote import is_address
 
 if TYPE_CHECKING:
@@ -208,6 +208,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         self.runner = Runner(
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
         )
+        self.view.observe(lambda _: lab.state == "running" and lab._frame(), "tab")
         self.controls = Controls(_documents(documents), self._wanted, self._on)
         self.recalled = RecallPane(lambda *asked: lab._answer(*asked), lambda last: lab._show_passages(last))
         self.matrices = MatrixPane(
@@ -537,6 +538,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         with self.lock:  # its step is over
             if for_good and self._owns:
                 self._put_away()
+        self.runner.wait(STOP_SECONDS)  # and what its thread says of that
         if for_good and self._is_gone():
             self.close()
             return
@@ -557,7 +559,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
                 self.close()
         elif seen and self._unseen:
             self.start()
-        elif not seen and self.state == "running" and not self._waited_for:
+        elif not seen and self.runner.wanted and not self._waited_for:
             self._unseen = True
             self.runner.pause()
 
@@ -666,21 +668,25 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
 
     def _frame(self) -> None:
         self.view.show()
-        self.recalled.stored = self._stored()
-        self.matrices.frame(len(self.trace))
+        if self.view.tab == "recall":  # else nobody sees it
+            self.recalled.stored = self._stored()
+        self.matrices.frame(len(self.trace), seen=self.view.tab == "matrix")
 
     def _changed(self) -> None:
         """Say what the run does now; when it rests, show all of it."""
         state, error = self.runner.state, self.runner.error
         self.view.state = state
-        self.controls.show_state(state)
+        closed = self.runner.closed  # then there is nothing to press, and somebody else says why
+        if not closed:
+            self.controls.show_state(state)
         if state == "running":
             self._rates.clear()
             self._tell(self._busy)
             return
         if self._past is None:
             self._snapshots.keep(self.session)
-        self._tell(_SAID.get(state, ""), error=error)
+        if not closed:
+            self._tell(_SAID.get(state, ""), error=error)
         self.view.show()
         self.recalled.stored = self._stored()
         self.matrices.show()

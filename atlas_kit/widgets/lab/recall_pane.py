@@ -121,7 +121,11 @@ class RecallPane(anywidget.AnyWidget):
                         self.answer = {"question": question, "text": said, "done": False}
 
                 try:
-                    self.take(ask(question[:LONGEST], mode, stale, told))
+                    came = ask(question[:LONGEST], mode, stale, told)
+                    with self._lock:
+                        if stale():  # another memory is shown since its last step
+                            raise StoppedError
+                        self.take(came)
                     self._end(number)
                 except StoppedError:
                     self._show()
@@ -149,9 +153,10 @@ class RecallPane(anywidget.AnyWidget):
 
     def clear(self) -> None:
         """Show another memory, which nobody has asked yet."""
-        self.stop()
-        self.last, self.error = None, ""
-        self._show()
+        with self._lock:
+            self.stop()
+            self.last, self.error = None, ""
+            self._show()
 
     def stop(self) -> None:
         """Stop the question that is being answered, before its next step."""

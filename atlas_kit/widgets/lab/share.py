@@ -102,11 +102,11 @@ def animation(lab: ShownLab) -> bytes:
     if history.scored < 2:
         raise InvalidParamError("nothing has been read yet that could be animated", key="path")
     both = static.running_mean(np.stack((history.loss_model, history.loss), axis=1))
-    calm = both[min(48, len(both) // 4) :]
     figure = Figure(figsize=(7.2, 3.6), layout="constrained", facecolor="white")
     canvas: Any = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="tokens read", ylabel="loss (nats, running mean)")
-    axes.set(xlim=(0, len(both)), ylim=(max(0.0, float(np.nanmin(calm)) - 0.1), float(np.nanmax(calm)) + 0.1))
+    axes.set_xlim(0, len(both))
+    static.set_limits(axes, both)
     lines = [
         axes.plot([], [], style, color=colour, lw=2, label=name)[0]
         for name, style, colour in zip(

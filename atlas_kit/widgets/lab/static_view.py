@@ -165,9 +165,13 @@ def _curves(lab: ShownRun) -> str:
         saved.Curve(name, np.arange(len(mean)), 100 * mean[:, column], COLOURS[column])
         for column, name in enumerate(EXPERTS)
     ]
-    return saved.curves(lines, "tokens read", "nats, running mean", "Loss") + saved.curves(
-        counts, "tokens read", "percent", "Who counts"
-    )
+    losses = saved.curves(lines, "tokens read", "nats, running mean", "Loss", wild=_calm(both))
+    return losses + saved.curves(counts, "tokens read", "percent", "Who counts")
+
+
+def _calm(both: Array) -> int:
+    """Return the number of the token from which on a curve of losses is calm, as in ``static/lab/curves.js``."""
+    return min(48, len(both) // 4)
 
 
 def text(lab: ShownLab) -> str:
@@ -272,9 +276,7 @@ def _losses(axes: Axes, history: History, context: int = 0) -> None:
     better = both[:, 1] <= both[:, 0]
     axes.fill_between(at, both[:, 0], both[:, 1], where=better, color=COLOURS[1], alpha=0.18, lw=0)
     axes.fill_between(at, both[:, 0], both[:, 1], where=~better, color=COLOURS[2], alpha=0.3, lw=0)
-    calm = both[min(48, len(both) // 4) :]
-    low, high = np.nanmin(calm), np.nanmax(calm)
-    axes.set_ylim(max(0.0, low - 0.1), high + 0.1)
+    set_limits(axes, both)
     axes.margins(x=0)
     if context:
         end = min(context, len(both) - 1)
@@ -294,6 +296,18 @@ def _losses(axes: Axes, history: History, context: int = 0) -> None:
     )
     axes.set_title(title, loc="left", fontweight="bold")
     axes.legend(fontsize=9, framealpha=0.85, loc="best")
+
+
+def set_limits(axes: Axes, both: Array) -> None:
+    """Give losses a scale that the wild first ones do not press flat; where these are cut off, say so."""
+    calm = both[_calm(both) :]
+    low, high, most = np.nanmin(calm), np.nanmax(calm), np.nanmax(both)
+    axes.set_ylim(max(0.0, low - 0.1), high + 0.1)
+    if most > high + 0.1:
+        axes.annotate(
+            f"▴ up to {most:.1f}", (0, 1), xycoords="axes fraction", xytext=(4, -20), textcoords="offset points",
+            va="top", fontsize=8, color="#6b6b6b",
+        )  # fmt: skip
 
 
 def _weights(axes: Axes, weights: Array) -> None:

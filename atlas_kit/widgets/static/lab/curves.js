@@ -70,6 +70,10 @@ class Curves {
     this.name = name;
     this.height = height;
     this.width = 0;
+    this.first = 0; // where index 0 is, and how far it is from one to the next: asked for each point of a curve
+    this.each = 0;
+    /** @type {number | null} CSS pixels, as the page told last: to ask for them would lay out the page anew */
+    this.wide = null;
     this.margin = { left: 44, right: 44, top: 8, bottom: 24 };
     /** @type {number | null} index under the cursor */
     this.cursor = null;
@@ -79,7 +83,10 @@ class Curves {
     this.canvas.addEventListener("pointermove", (event) => this._move(this._indexAt(event.offsetX)));
     this.canvas.addEventListener("pointerleave", () => this._move(null));
     this.canvas.addEventListener("keydown", (event) => this._key(event));
-    this.sizes = new ResizeObserver(() => this.draw());
+    this.sizes = new ResizeObserver((entries) => {
+      this.wide = entries[entries.length - 1].contentRect.width;
+      this.draw();
+    });
     this.sizes.observe(this.canvas);
   }
 
@@ -136,7 +143,7 @@ class Curves {
   }
 
   draw() {
-    const width = Math.round(this.canvas.clientWidth);
+    const width = Math.round(this.wide ?? this.canvas.clientWidth);
     if (!width) return;
     const scale = window.devicePixelRatio || 1;
     if (this.canvas.width !== Math.round(width * scale) || this.canvas.height !== Math.round(this.height * scale)) {
@@ -144,6 +151,9 @@ class Curves {
       this.canvas.height = Math.round(this.height * scale);
     }
     this.width = width;
+    const { left, right } = this.box;
+    this.first = left;
+    this.each = (right - left) / this.last;
     this._style = getComputedStyle(this.canvas);
     const pen = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
     pen.setTransform(scale, 0, 0, scale, 0, 0);
@@ -165,8 +175,7 @@ class Curves {
 
   /** @param {number} index */
   x(index) {
-    const { left, right } = this.box;
-    return left + (right - left) * (index / this.last);
+    return this.first + this.each * index;
   }
 
   /**
@@ -272,20 +281,23 @@ export class LossCurve extends Curves {
    * @param {number[]} columns
    */
   _limits(columns) {
-    /** @type {[number, number][]} */
-    const points = [];
-    for (const at of columns) for (const loss of this.run.running(at)) if (Number.isFinite(loss)) points.push([at, loss]);
-    for (const run of this.runs) run.loss.forEach((loss, k) => points.push([run.at[k], loss]));
-    const calm = points.filter(([at]) => at >= Math.min(48, this.length / 4));
-    /** @param {[number, number][]} some */
-    const ends = (some) => {
-      const losses = some.map(([, loss]) => loss);
-      return [Math.min(...losses), Math.max(...losses)];
+    const calm = Math.min(48, this.length / 4);
+    let [low, high, least, most] = [Infinity, -Infinity, Infinity, -Infinity];
+    /** @param {number} at  @param {number} loss */
+    const see = (at, loss) => {
+      if (!Number.isFinite(loss)) return;
+      [least, most] = [Math.min(least, loss), Math.max(most, loss)];
+      if (at >= calm) [low, high] = [Math.min(low, loss), Math.max(high, loss)];
     };
-    let [low, high] = ends(calm.length ? calm : points);
+    for (const at of columns) {
+      const [model, memory] = this.run.running(at);
+      see(at, model);
+      see(at, memory);
+    }
+    for (const run of this.runs) run.loss.forEach((loss, k) => see(run.at[k], loss));
+    if (low > high) [low, high] = [least, most];
     this.above = NaN;
     if (!(low <= high)) return [0, 4];
-    const [least, most] = ends(points);
     if (most - least <= WILD * Math.max(high - low, 0.5)) [low, high] = [least, most];
     else this.above = most > high ? most : NaN;
     const room = Math.max(0.15, 0.08 * (high - low));

@@ -70,6 +70,15 @@ function choice(name, options, chosen, onChoose) {
   return group;
 }
 
+/**
+ * Write a text where it is not there yet: what is written anew is laid out anew.
+ * @param {HTMLElement} node
+ * @param {string} text
+ */
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
 /** The numbers at the top; the gap is the largest. */
 class Headline {
   constructor() {
@@ -104,8 +113,8 @@ class Headline {
    */
   put(key, main, small = "", fill = null) {
     const place = this.places[key];
-    place.main.textContent = main;
-    place.small.textContent = small;
+    write(place.main, main);
+    write(place.small, small);
     place.meter.hidden = fill === null;
     if (fill !== null) place.fill.style.width = `${100 * Math.min(1, fill)}%`;
   }
@@ -122,12 +131,12 @@ class Headline {
       this.put("model", model.toFixed(3), `nats · perplexity ${times(Math.exp(model))}`);
       this.put("memory", memory.toFixed(3), `nats · perplexity ${times(Math.exp(memory))}`);
       const less = 100 * (1 - Math.exp(-gap));
-      this.put("gap", gap.toFixed(3), `nats · perplexity ${lowered(less)}`);
       const early = gap < 0 && facts !== null && run.count <= facts.context;
+      const holds = "the model's own context still holds everything";
+      this.put("gap", gap.toFixed(3), early ? holds : `nats · perplexity ${lowered(less)}`);
       const tile = this.places.gap.main.closest(".tile");
       tile?.classList.toggle("worse", gap < 0 && !early);
       tile?.classList.toggle("early", early);
-      if (early) this.places.gap.small.textContent = "the model's own context still holds everything";
     } else for (const key of ["model", "memory", "gap"]) this.put(key, "–");
     if (!facts) return;
     const speed = facts.speed ? `${thousands(facts.speed)} a second` : "";
@@ -166,6 +175,7 @@ class View {
     this.drawing = 0;
     this.nextStory = 0;
     this.id = Math.random().toString(36).slice(2);
+    this.works = false;
     this.waiting = 0; // the timer of a greeting without an answer
     this.greetings = 0; // that were not answered
     this.root = element("div", "atlas-lab");
@@ -243,8 +253,16 @@ class View {
     [...this.tabs.querySelectorAll("button")].forEach((button, k) => button.setAttribute("aria-pressed", String(names[k] === tab)));
   }
 
+  /** Say whether this learns, for a page that shows so as long as it lasts; who only looks on has nothing to read. */
+  _work(works = this.model.get("state") === "running" && (this.facts?.total ?? 0) > 0) {
+    if (works === this.works) return;
+    this.works = works;
+    document.dispatchEvent(new CustomEvent("atlas-work", { detail: { who: this.id, works } }));
+  }
+
   _tell() {
     const state = this.model.get("state");
+    this._work();
     this.state.textContent = state;
     this.state.className = `state ${state}`;
     this.said.textContent = this.model.get("status");
@@ -311,9 +329,9 @@ class View {
     const at = this.loss.cursor ?? this.run.count - 1;
     const [model, memory] = at >= 0 ? this.run.running(at) : [NaN, NaN];
     const say = (/** @type {number} */ value) => (Number.isNaN(value) ? "" : value.toFixed(2));
-    this.lossLegend.values.model.textContent = say(model);
-    this.lossLegend.values.memory.textContent = say(memory);
-    this.lossLegend.values.gap.textContent = say(model - memory);
+    write(this.lossLegend.values.model, say(model));
+    write(this.lossLegend.values.memory, say(memory));
+    write(this.lossLegend.values.gap, say(model - memory));
   }
 
   _text() {
@@ -403,7 +421,7 @@ class View {
     const at = this.weights.cursor ?? this.run.count - 1;
     const mean = at >= 0 ? this.run.weightsOver(Math.max(0, at - 32), at + 1) : null;
     EXPERTS.forEach((who, k) => {
-      this.weightLegend.values[`${who}-area`].textContent = mean ? share(mean[k]) : "";
+      write(this.weightLegend.values[`${who}-area`], mean ? share(mean[k]) : "");
     });
   }
 
@@ -449,6 +467,7 @@ class View {
     this.loss.context = this.facts?.context ?? 0;
     this.loss.draw();
     this.weights.draw();
+    this.text.follow();
     this.root.dataset.shown = String(this.run.count);
     this.send({ kind: "shown", number: this.number });
   }
@@ -488,6 +507,7 @@ class View {
    */
   connected(alive) {
     if (alive) return;
+    this._work(false);
     this.away.textContent = GONE;
     this.away.hidden = false;
     this.greetings = -Infinity; // nothing else is to be said
@@ -498,9 +518,11 @@ class View {
     this.waiting = 0;
     this.greetings = 0;
     this.away.hidden = true;
+    this._work();
   }
 
   close() {
+    this._work(false);
     clearTimeout(this.waiting);
     clearInterval(this.placing);
     this.send({ kind: "bye", view: this.id });

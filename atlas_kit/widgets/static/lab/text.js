@@ -123,6 +123,10 @@ export class TextPane {
     }
     this.done = this.run.count;
     this._trim();
+  }
+
+  /** Show the newest, unless the reader is elsewhere. It lays out the page: what else changes there, changes before. */
+  follow() {
     if (this.follows && !this.kept) this.root.scrollTop = this.root.scrollHeight;
   }
 
