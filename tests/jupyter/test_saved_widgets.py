@@ -79,3 +79,25 @@ def test_what_is_shown_can_be_saved_as_a_file(page: Page, lab_server: Lab, noteb
         assert download.value.path().read_bytes().startswith(begins)
         expect(bar.get_by_role("status")).to_have_text(f"Saved FileExplorer.{form.lower()}")
     assert serious_findings(page, ".atlas-kit-share") == []
+
+
+def test_an_output_that_goes_while_its_view_is_looked_for_raises_nothing(
+    page: Page, lab_server: Lab, notebook: Callable[..., str]
+):
+    """So it is with all widgets of a saved notebook whose cells are run at once after it was opened."""
+    open_notebook(page, lab_server, notebook(SHOWN[0]))
+    assert run_all(page) == []
+    expect(page.locator(".ax")).to_be_visible()
+    gone = page.evaluate(
+        """async () => {
+            const area = window.jupyterapp.shell.currentWidget.content.widgets[0].outputArea;
+            const view = "application/vnd.jupyter.widget-view+json", { data, metadata } = area.model.get(0);
+            const renderer = area.rendermime.createRenderer(view);
+            const unknown = { ...data, [view]: { ...data[view], model_id: "of-another-kernel" } };
+            const rendered = renderer.renderModel({ data: unknown, metadata, trusted: true });
+            renderer.dispose();
+            await rendered;
+            return renderer.isDisposed;
+        }"""
+    )
+    assert gone

@@ -257,9 +257,8 @@ def test_a_page_that_is_not_heard_gets_no_second_frame(stage: Stage, lab, monkey
     stage.silent = True
     lab.step()
     stage.deliver()
-    shown = tokens(
-        stage
-    ).count()  # one frame; whether it left in the middle of the step is a question of the moment
+    # one frame; whether it left in the middle of the step is a question of the moment
+    shown = tokens(stage).count()
     assert 16 < shown <= 32
     lab.step()
     stage.deliver()

@@ -125,6 +125,7 @@ function standIn(renderer, kernel) {
     if (!model.data["image/png"]) return rendered;
     showStill(renderer.node, model.data);
     await rendered;
+    if (renderer.isDisposed) return; // its cell ran again meanwhile
     // The widget manager hides what was closed.
     renderer.widgets[0]?.disposed.connect(() => {
       if (!renderer.isDisposed) keepSeen(renderer, model, kernel, wanted);
