@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ def test_a_large_array_is_copied_in_parts(shape: tuple[int, ...], monkeypatch: p
             assert part.nbytes <= pace.COPIED
             return part
 
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(sleep=pauses.append))
     copy = pace.copied(array.view(Watched))
     assert copy.tobytes() == array.tobytes()
     assert not np.shares_memory(copy, array)
@@ -166,7 +167,7 @@ def test_a_large_array_is_copied_in_parts(shape: tuple[int, ...], monkeypatch: p
     "array", [np.arange(8.0), np.zeros(0), np.float32(3)[()] * np.ones(()), np.eye(600).T[::2]]
 )
 def test_other_arrays_are_copied_at_once(array: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it pauses"))
+    monkeypatch.setattr(pace, "time", SimpleNamespace(sleep=lambda _: pytest.fail("it pauses")))
     copy = pace.copied(array)
     assert (copy == array).all()
     assert not np.shares_memory(copy, array)
@@ -200,11 +201,11 @@ def test_nothing_is_written_or_hashed_in_larger_parts(
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system takes memory back as a whole")
 def test_what_was_copied_is_given_back_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(sleep=lambda _: None))
     array = np.ones(5 * pace.COPIED // 8 + 3)
     copy, other, small = pace.copied(array), array[1:], pace.copied(array[:9])
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr(pace, "time", SimpleNamespace(sleep=pauses.append))
     assert pace.give_back(copy) is copy
     assert pauses == [pace.COPY_PAUSE] * 6
     assert not copy.any()  # its pages are gone
