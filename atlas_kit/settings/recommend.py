@@ -8,7 +8,6 @@ says of itself (numbers in ``RULE``):
   with it, and costs more.
 - ``states``: those of a middle layer in deep models of architectures of which llama.cpp gives them; the final ones in
   all others, also in shallow ones, where they are better.
-- ``likeness``: learned in deep models, where it was tried.
 - ``window_size``: a power of two, or one and a half of it, whose keys take ``window_bytes``, or a small share of what
   the model reads per token anyway. It should hold several contexts: what is still in the context needs no second
   memory.
@@ -16,8 +15,8 @@ says of itself (numbers in ``RULE``):
   of all models alike, and they adapt while reading.
 - ``candidates``: all tokens of a small vocabulary, more of a larger one, fewer of a very large one, whose rows cost
   more than they gain.
-- ``chunk_size``, then ``memory_rank``: few tokens in deep models that are small; cheaper in steps (``cheaper``) until
-  the estimate is within ``time_share`` of the model's own time, or within ``time_free``, which nobody notices.
+- ``chunk_size``, then ``memory_dim``: cheaper in steps (``cheaper``) until the estimate is within ``time_share`` of
+  the model's own time, or within ``time_free``, which nobody notices.
 - everything else: the default of ``AtlasSettings``.
 
 What other values cost the sample model stands in ``SWEPT``, from ``tools/bench/settings_sweep.py``.
@@ -65,11 +64,9 @@ class Rule:
     # fmt: off
     memory_dim: tuple[tuple[float, int], ...] = ((128, 32), (_ANY, 64))                            #: by width
     memory_rank: tuple[tuple[float, int], ...] = ((511, 192), (_ANY, 384))                         #: by width
-    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 512), (_ANY, 128)) #: by tokens
-    deep: int = 16                     #: layers from which on a middle one's states are better keys than the final
-                                       #: ones, likeness is learned, and smaller steps are worth their time
-    chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters,
-    chunk_size_deep: tuple[tuple[float, int], ...] = ((5e8, 4), (_ANY, 32))                        #: in deep models
+    candidates: tuple[tuple[float, int], ...] = ((1024, 0), (16_384, 192), (100_000, 256), (_ANY, 128)) #: by tokens
+    deep: int = 16                     #: layers from which on a middle one's states are better keys than the final ones
+    chunk_size: tuple[tuple[float, int], ...] = ((5e8, 16), (_ANY, 32))                            #: by parameters
     window_least: int = 1 << 10        #: pairs
     window_most: int = 1 << 14
     window_bytes: int = 13 << 17       #: what a window may take in any case (1.6 MiB),
@@ -78,8 +75,7 @@ class Rule:
     time_share: float = 0.12           #: what the memory may add to the time of a token,
     time_free: float = 1e-3            #: or, in seconds, in any case
     cheaper: tuple[tuple[str, int], ...] = (   #: what is tried, in this order, where it adds more
-        ("chunk_size", 8), ("chunk_size", 16), ("chunk_size", 32), ("memory_rank", 192), ("memory_rank", 128),
-        ("memory_rank", 64), ("chunk_size", 64),
+        ("chunk_size", 32), ("memory_rank", 192), ("memory_rank", 128), ("memory_rank", 64), ("chunk_size", 64),
     )
     bandwidth: float = 20e9            #: bytes/s that a processor reads, and floating-point operations/s that it
     flops: float = 60e9                #: does: of the estimate only
@@ -195,14 +191,12 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
         (row.name for row in settings_table()),
         "the default: nothing in a model's metadata suggests another value",
     )
-    deep = (facts.layers or 0) >= RULE.deep
     settings = AtlasSettings(
         memory_dim=_pick(RULE.memory_dim, facts.width),
         memory_rank=_pick(RULE.memory_rank, facts.width),
-        chunk_size=_pick(RULE.chunk_size_deep if deep else RULE.chunk_size, facts.parameters),
-        likeness="learned" if deep else "cosine",
+        chunk_size=_pick(RULE.chunk_size, facts.parameters),
     )
-    if facts.architecture in MIDDLE_STATES and deep:
+    if facts.architecture in MIDDLE_STATES and (facts.layers or 0) >= RULE.deep:
         settings = settings.replace(states="middle")
         reasons["states"] = (
             f"in deep models, states of a middle layer tell places of a text apart better (here, of {facts.layers} "
@@ -214,12 +208,6 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
         reasons["states"] = "the final ones: llama.cpp gives no others of this architecture"
     if facts.vocabulary is not None:
         settings = settings.replace(candidates=_pick(RULE.candidates, facts.vocabulary))
-    reasons["likeness"] = (
-        "in deep models it pays to learn, while reading, which directions of the states make two places of a text "
-        f"alike, here a matrix of {settings.memory_dim} x {settings.memory_dim}"
-        if deep
-        else "with few layers, learning it gains little"
-    )
     reasons["learning_rate"] = "steps are scaled by the model's output matrix, and adapt while reading"
     reasons["features"] = (
         "states are whitened: cheaper, and worth more, than the forms of the paper, which polynomial, sparse and "
@@ -232,6 +220,9 @@ def _settings(facts: ModelFacts) -> tuple[AtlasSettings, dict[str, str]]:
     reasons["memory_rank"] = (
         f"{min(settings.memory_rank, facts.width)} of {facts.width:,} directions, and two matrices of "
         f"{sized(min(settings.memory_rank, facts.width) * facts.width * 4)}"
+    )
+    reasons["likeness"] = (
+        "the cosine: what learning it gains beside short contexts is not there beside long ones"
     )
     reasons["polynomial_degree"] = "the default, of no effect where states are whitened"
     reasons["omega_window"] = reasons["polynomial_degree"]
