@@ -373,11 +373,10 @@ class Batches:
         """Decode once for as many sessions as fit; return what each of them generated."""
         with interrupts_put_off():
             if len(self.jobs) == 1 and not self._fresh and _only_generates(job := self.jobs[0]):
-                with self.engine.lock:
-                    events = self._one_stage([job])
+                tokens = self._go_on_alone(job)
                 if job.over:
                     self._sweep()
-                return events
+                return [(job, tokens)]
             begun = time.perf_counter()
             with self.engine.lock:
                 events = [(job, job.resume()) for job in list(self.jobs) if self._may_go_on(job)]
@@ -538,6 +537,25 @@ class Batches:
         if not generate or reads > MOSTLY * generate:
             return engine.n_together, engine.n_outputs
         return engine.n_batch, engine.n_batch
+
+    def _go_on_alone(self, job: Job) -> list[Token]:
+        """Do ``_one_stage`` for the only session there is: few steps, as each is a good part of a small model's."""
+        step = job.waiting
+        assert step is not None
+        with self.engine.lock:
+            if step.later is not None:
+                step.later.do()
+            try:
+                outputs: Outputs | AtlasError = self._decode([step])[0]
+            except AtlasError as error:
+                outputs = error
+            begun = time.perf_counter()
+            tokens = job.advance(outputs)
+            if isinstance(outputs, AtlasError):
+                job.session.forget_context()
+            elif job.session.memory is not None:
+                self._times.went_on(1, time.perf_counter() - begun)
+        return tokens
 
     def _one_stage(self, batch: list[Job], ending: Sequence[Job] = ()) -> list[tuple[Job, list[Token]]]:
         """Decode, and go on with what came; ``ending``: whose memories learn beside that, and who are done then."""

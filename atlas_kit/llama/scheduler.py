@@ -297,6 +297,8 @@ class Scheduler:
 
     def _listen(self, *, wait: bool) -> None:
         """Do what the messages say that have come; ``wait`` for one where there is none."""
+        if not wait and self._messages.empty():  # as nearly always
+            return
         try:
             message = self._messages.get(block=wait)
             self._batches.catch_up()  # it may look into a memory
