@@ -219,8 +219,8 @@ def test_only_the_command_line_prints(path):
     assert not printing or path.is_relative_to(PACKAGE / "cli")
 
 
-#: The program's name, or an option; not a custom property of CSS (``var(--jp-...)``).
-COMMAND_WORDS = re.compile(r"atlas-tool|(?<!var\()(?<!\w)--(?!ax-)[a-z][a-z-]+")
+#: The program's name, or an option; not a custom property of CSS (``var(--jp-...)``, ``--ak-night``).
+COMMAND_WORDS = re.compile(r"atlas-tool|(?<!var\()(?<!\w)--(?!a[kx]-)[a-z][a-z-]+")
 
 
 @pytest.mark.parametrize("path", [m for m in MODULES if not m.is_relative_to(PACKAGE / "cli")], ids=name_of)

@@ -202,8 +202,7 @@ class MemoryLab(Shown, ipywidgets.VBox):  # type: ignore[misc]
         return displaced, session
 
     def _build(self, documents: Any, height: int) -> None:
-        # neither runner nor view must keep the lab alive
-        lab = weakref.proxy(self)
+        lab = weakref.proxy(self)  # neither runner nor view must keep the lab alive
         self.view = LabView(lambda: lab.facts(), lambda seen: lab._looked_at(seen))
         self.runner = Runner(
             lambda: lab._read(), lambda: lab._frame(), lambda: lab._changed(), lambda: lab.view.ready
