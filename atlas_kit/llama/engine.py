@@ -243,4 +243,4 @@ def encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidParamError("the text holds half a character", key="text") from error
+        raise InvalidParamError("the text holds half a character") from error

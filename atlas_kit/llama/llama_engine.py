@@ -204,7 +204,7 @@ class LlamaEngine:
             if count >= 0:
                 return list(tokens[:count])
             if -count <= room:
-                raise InvalidParamError("the text is too long to be tokenised at once", key="text")
+                raise InvalidParamError("the text is too long to be tokenised at once")
             room = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:

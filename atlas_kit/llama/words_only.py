@@ -65,7 +65,7 @@ class WordsOnly:
             The text is longer than ``MOST``.
         """
         if len(text) > MOST:
-            raise InvalidParamError(f"the text has more than {MOST:,} characters", key="text")
+            raise InvalidParamError(f"the text has more than {MOST:,} characters")
         data = encoded(text)
         room = len(data) + 16
         while True:
@@ -76,7 +76,7 @@ class WordsOnly:
             if count >= 0:
                 return list(tokens[:count])
             if -count <= room:
-                raise InvalidParamError("the text is too long to be tokenised at once", key="text")
+                raise InvalidParamError("the text is too long to be tokenised at once")
             room = -count
 
     def piece(self, token: int) -> bytes:

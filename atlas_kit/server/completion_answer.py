@@ -15,6 +15,7 @@ from atlas_kit.server.logprobs import Released, legacy_logprobs
 from atlas_kit.server.native_answer import told_progress
 from atlas_kit.server.outcome import Generation, Outcome
 from atlas_kit.server.problems import ApiError
+from atlas_kit.server.prompts import tokens_of
 from atlas_kit.server.request_parts import (
     FINGERPRINT,
     limit_of,
@@ -119,7 +120,7 @@ class CompletionAnswer:
             raise ApiError(
                 400, "A text with a gap is not repeated: leave out echo, or suffix.", param="suffix"
             )
-        begin, behind = engine.begin, engine.tokenize(suffix)
+        begin, behind = engine.begin, tokens_of(engine, suffix, "suffix")
         for prompt in self._prompts:
             begun = tuple(prompt.tokens[: len(begin)]) == begin
             before = prompt.tokens[len(begin) if begun else 0 :]
@@ -289,6 +290,6 @@ def _prompt(service: Service, parts: Sequence[int | str]) -> _Prompt:
         tokens += known
         text += b"".join(engine.piece(token) for token in known).decode("utf-8", "replace")
         known = []
-        tokens += engine.tokenize(part)
+        tokens += tokens_of(engine, part, "prompt")
         text += part
     return _Prompt([*engine.begin, *tokens] if begins else tokens, text)

@@ -65,13 +65,28 @@ def mixed(engine: Engine, given: Any, *, begin: bool, special: bool, key: str = 
         found += engine.begin
     for part in parts:
         if isinstance(part, str):
-            tokens = engine.tokenize(part, special=special)
+            tokens = tokens_of(engine, part, key, special=special)
             if part is parts[0] and tuple(tokens[: len(engine.begin)]) == engine.begin and found:
                 tokens = tokens[len(engine.begin) :]  # it says so itself
             found += tokens
         else:
             found.append(checked_token(engine, part, key))
     return found
+
+
+def tokens_of(engine: Engine, text: str, key: str, *, special: bool = False) -> list[int]:
+    """Return the tokens of a text that a client has sent, as ``Engine.tokenize`` does.
+
+    Raises
+    ------
+    InvalidParamError
+        It cannot be tokenised; ``key`` is the request's property.
+    """
+    try:
+        return engine.tokenize(text, special=special)
+    except InvalidParamError as error:
+        error.key = key
+        raise
 
 
 def checked_token(engine: Engine, token: Any, key: str) -> int:
@@ -109,10 +124,10 @@ def gap(
     marks = engine.infill_tokens
     if marks is None:
         return None
-    inner = engine.tokenize(begun)
+    inner = tokens_of(engine, begun, "prompt")
     own = max(0, room - len(inner) - len(engine.begin) - 3)
     # before : behind as 3 : 1, and what one leaves is the other's
-    prefix, suffix = engine.tokenize(before), engine.tokenize(behind)
+    prefix, suffix = tokens_of(engine, before, "input_prefix"), tokens_of(engine, behind, "input_suffix")
     most_behind = max(own // 4, own - len(prefix))
     suffix = suffix[:most_behind]
     prefix = prefix[max(0, len(prefix) - (own - len(suffix))) :]
@@ -130,9 +145,11 @@ def _others(engine: Engine, files: Sequence[tuple[str, str]]) -> list[int]:
         found += [marks.rep, *engine.tokenize("myproject\n")]
     for name, text in files:
         found += (
-            engine.tokenize(_SNIPPET) if marks.sep is None else [marks.sep, *engine.tokenize(f"{name}\n")]
+            engine.tokenize(_SNIPPET)
+            if marks.sep is None
+            else [marks.sep, *tokens_of(engine, f"{name}\n", "input_extra")]
         )
-        found += engine.tokenize(text)
+        found += tokens_of(engine, text, "input_extra")
     if marks.sep is not None:
         found += [marks.sep, *engine.tokenize("filename\n")]
     return found

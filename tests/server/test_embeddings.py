@@ -189,7 +189,7 @@ def test_native_shape(serve: Server) -> None:
         ({"input": "a", "dimensions": 0}, "dimensions", "invalid_value"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "invalid_value"),
         ({"input": "a", "embd_normalize": 65}, "embd_normalize", "invalid_value"),
-        ({"input": "half \ud800"}, "text", None),
+        ({"input": "half \ud800"}, "input", None),
     ],
 )
 def test_what_cannot_be_embedded(inside: Insider, body: Any, param: str, code: str | None) -> None:

@@ -124,6 +124,24 @@ def test_prompts_that_are_none(prompt, serve: Server):
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        ("/completion", {"prompt": "a\ud800"}, "prompt"),
+        ("/v1/completions", {"prompt": ["b", "a\ud800"]}, "prompt"),
+        ("/tokenize", {"content": "a\ud800"}, "content"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a\ud800"}]}, "messages"),
+        ("/v1/embeddings", {"input": ["b", "a\ud800"]}, "input"),
+    ],
+    ids=str,
+)
+def test_half_a_character_is_refused_under_the_name_that_it_has(path, body, key, serve: Server):
+    answer = serve().client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (error["param"], "half a character" in error["message"]) == (key, True)
+
+
 def test_several_answers_to_several_prompts(serve: Server):
     server = serve()
     asked = {

@@ -15,6 +15,7 @@ from atlas_kit.llama.pooling import normalised
 from atlas_kit.server.embedding import embedded
 from atlas_kit.server.json_response import JsonResponse
 from atlas_kit.server.problems import ApiError, too_long
+from atlas_kit.server.prompts import tokens_of
 from atlas_kit.server.routes.common import TheService, namespace_of
 from atlas_kit.server.schemas_embeddings import EmbeddingRequest
 from atlas_kit.server.service import Service
@@ -114,14 +115,14 @@ def _tokens(service: Service, given: Any) -> list[int]:
     if isinstance(given, dict):
         given = _text_of(given)
     if isinstance(given, str):
-        tokens = engine.tokenize(given)
+        tokens = tokens_of(engine, given, "input")
         return [*engine.begin, *tokens, *service.text_form.end] if tokens else []
     if not isinstance(given, list):
         raise ApiError(400, "The input is a text, tokens, or a list of either.", param="input")
     found: list[int] = []
     for number, one in enumerate(given):
         if isinstance(one, str):
-            found += [*(engine.begin if number == 0 else ()), *engine.tokenize(one)]
+            found += [*(engine.begin if number == 0 else ()), *tokens_of(engine, one, "input")]
         elif not _is_token(one) or not 0 <= one < engine.info.n_vocab:
             raise ApiError(400, "A token lies outside the vocabulary.", param="input")
         else:
