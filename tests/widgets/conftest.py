@@ -188,7 +188,7 @@ class Stage:
         return number
 
     def deliver_until(self, condition: Callable[[], Any]) -> None:
-        """Carry what another thread sends until a condition holds."""
+        """Carry what another thread sends until a condition holds, which waits for nothing itself: who would carry?"""
         until(lambda: self.deliver() >= 0 and condition())
 
     def deliver_at_once(self) -> int:

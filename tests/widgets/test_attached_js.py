@@ -28,12 +28,16 @@ def test_a_lab_on_a_server_shows_it_without_a_field_to_ask(stage: Stage, serve):
     assert stage.page.locator(".title").inner_text().strip() == "What it recalled"
     filled(server)
     chat(server, QUESTION, recall="always")
-    stage.deliver_until(lambda: stage.page.locator(".asked").inner_text() == QUESTION)
+    stage.deliver_until(
+        lambda: (
+            stage.page.locator(".asked").all_inner_texts() == [QUESTION]
+            and "tokens can be found again" in stage.page.locator(".title").inner_text()
+        )
+    )
     [taken] = stage.page.locator(".answer > ol > li").all()
     assert taken.locator("pre").inner_text() == FACT
     assert taken.locator(".from b").inner_text() == lab.answer.pieces[0].place
     assert taken.locator(".from b").inner_text().startswith("user, ")
     assert "nats per token" in taken.inner_text()
-    assert "tokens can be found again" in stage.page.locator(".title").inner_text()
     assert stage.page.get_by_label("Question").is_hidden()
     lab.close()
